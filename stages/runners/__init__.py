@@ -1,0 +1,1 @@
+"""Runners perform many tasks: here by processes of this machine. They know tasks, not scenes."""
