@@ -1,0 +1,199 @@
+"""The digest of the code that one operation runs.
+
+It covers what `run` reaches in its module, every module of this repository that this imports, directly or not, with
+docstrings, comments and annotations dropped, and the pinned versions of the packages imported there. So a changed
+report or planner re-runs no item, and a changed library version re-runs what uses it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from stages.lib.digests import canonical, digest_bytes
+from stages.lib.errors import ConfigError
+
+
+def code_digest(root: Path, module: str, function: str, pins: Mapping[str, str]) -> str:
+    """sha256 for `function` of `module` (dotted) in the checkout at `root`; `pins` maps package to version."""
+    reached = _reached(_parse(_file(root, module)), function)
+    parts = {f"{module}:{function}": _fingerprint(reached)}
+    packages = set()
+    imported = _imports(root, reached, packages)
+    for name in sorted(closure(root, imported)):
+        tree = _parse(_file(root, name))
+        parts[name] = _fingerprint(tree.body)
+        _imports(root, tree.body, packages)
+    versions = {package: _pinned(package, pins) for package in sorted(_distributions(packages))}
+    return digest_bytes(canonical({"code": parts, "packages": versions}))
+
+
+def closure(root: Path, modules: Iterable[str]) -> set[str]:
+    """The modules of this repository that `modules` import, directly or not, and themselves."""
+    found, left = set(), list(modules)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += _imports(root, _parse(_file(root, name)).body, set())
+    return found
+
+
+def source_files(root: Path, module: str) -> list[str]:
+    """Paths, relative to `root`, of the module and all it imports from this repository: what DVC must watch."""
+    return sorted(str(_file(root, name).relative_to(root)) for name in closure(root, [module]))
+
+
+def read_pins(constraints: Path) -> dict[str, str]:
+    """package -> version of a constraints file, names normalised, local parts such as +cpu dropped."""
+    lines = (line.split("#")[0].split(";")[0].strip() for line in constraints.read_text().splitlines())
+    pairs = (line.split("==", 1) for line in lines if "==" in line)
+    return {_normal(name): version.strip().split("+")[0] for name, version in pairs}
+
+
+def check_installed(pins: Mapping[str, str]) -> None:
+    """Raises ConfigError where an installed package has another version than its pin."""
+    for dist in importlib.metadata.distributions():
+        name, version = _normal(dist.metadata["Name"]), dist.version.split("+")[0]
+        if name in pins and pins[name] != version:
+            raise ConfigError(f"{name} {version} is installed, constraints.txt pins {pins[name]}\n"
+                              "  `pip install -c constraints.txt -e .` installs the pinned versions")
+
+
+def _pinned(package: str, pins: Mapping[str, str]) -> str:
+    if package not in pins:
+        raise ConfigError(f"package {package} is imported by a stage but not pinned in constraints.txt\n"
+                          "  add it to pyproject.toml and run `uv pip compile`")
+    return pins[package]
+
+
+@functools.cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def _file(root: Path, module: str) -> Path:
+    base = root.joinpath(*module.split("."))
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
+def _exists(root: Path, module: str) -> bool:
+    return _file(root, module).is_file()
+
+
+def _imports(root: Path, nodes: Iterable[ast.AST], packages: set[str]) -> list[str]:
+    """This repository's modules imported anywhere in `nodes`; the others' top-level names go to `packages`."""
+    own = []
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if _exists(root, name) else node.module for name in inner]
+        else:
+            continue
+        for name in names:
+            (own.append if name.split(".")[0] == "stages" else packages.add)(name)
+    return own
+
+
+def _reached(tree: ast.Module, function: str) -> list[ast.stmt]:
+    """The top-level statements that `function` needs: definitions and imports it names, directly or not."""
+    defined: dict[str, list[ast.stmt]] = {}
+    always = []
+    for statement in tree.body:
+        names = _defined_names(statement)
+        for name in names:
+            defined.setdefault(name, []).append(statement)
+        if not names and not _is_docstring(statement):
+            always.append(statement)
+    left, wanted = [function, *(name for s in always for name in _used_names(s))], set()
+    while left:
+        name = left.pop()
+        if name in defined and name not in wanted:
+            wanted.add(name)
+            left += [used for statement in defined[name] for used in _used_names(statement)]
+    keep = {id(statement) for name in wanted for statement in defined[name]} | {id(s) for s in always}
+    return [_narrowed(s, wanted) for s in tree.body if id(s) in keep and not _is_future(s)]
+
+
+def _narrowed(statement: ast.stmt, wanted: set[str]) -> ast.stmt:
+    """An import with only the wanted names; any other statement as it is."""
+    if not isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return statement
+    names = [alias for alias in statement.names if (alias.asname or alias.name.split(".")[0]) in wanted]
+    if isinstance(statement, ast.Import):
+        return ast.Import(names=names)
+    return ast.ImportFrom(module=statement.module, names=names, level=statement.level)
+
+
+def _defined_names(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [statement.name]
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return [alias.asname or alias.name.split(".")[0] for alias in statement.names]
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    return []
+
+
+def _used_names(statement: ast.stmt) -> set[str]:
+    return {node.id for node in ast.walk(_Bare().visit(_copy(statement))) if isinstance(node, ast.Name)}
+
+
+def _fingerprint(statements: Iterable[ast.stmt]) -> str:
+    dumped = [ast.dump(_Bare().visit(_copy(s))) for s in statements if not _is_docstring(s) and not _is_future(s)]
+    return digest_bytes("\n".join(dumped).encode())
+
+
+def _copy(statement: ast.stmt) -> ast.stmt:
+    return ast.parse(ast.unparse(statement)).body[0]
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            and isinstance(statement.value.value, str))
+
+
+def _is_future(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+
+
+class _Bare(ast.NodeTransformer):
+    """Drops docstrings and the annotations of functions."""
+
+    def _visit_body(self, node):
+        self.generic_visit(node)
+        node.body = [s for s in node.body if not _is_docstring(s)] or [ast.Pass()]
+        return node
+
+    def visit_ClassDef(self, node):
+        return self._visit_body(node)
+
+    def visit_FunctionDef(self, node):
+        node.returns = None
+        return self._visit_body(node)
+
+    def visit_arg(self, node):
+        node.annotation = None
+        return node
+
+
+def _distributions(modules: set[str]) -> set[str]:
+    tops = {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names)
+    return {_normal(_distribution_of()[top][0]) if top in _distribution_of() else _normal(top) for top in tops}
+
+
+@functools.cache
+def _distribution_of() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
