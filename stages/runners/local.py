@@ -1,0 +1,64 @@
+"""The local runner: worker processes of this machine, a timeout per task, a crash costs one task."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, as_completed
+from typing import Any
+
+import pebble
+
+PR_SET_PDEATHSIG = 1
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
+
+
+class TaskFailedError(Exception):
+    """A task timed out or its process died; the text says which."""
+
+
+def perform(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int,
+            timeout_s: float) -> Iterator[tuple[int, Any]]:
+    """(index, what `function(task)` returned, or the exception it ended with), as they end.
+
+    `function` must be importable in a fresh process. Worker processes are spawned, compute with one thread each, and
+    die with this process, however it ends.
+    """
+    if not tasks:
+        return
+    for name in THREAD_VARIABLES:
+        os.environ.setdefault(name, "1")
+    context = multiprocessing.get_context("spawn")
+    with pebble.ProcessPool(max_workers=min(workers, len(tasks)), context=context,
+                            initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+        try:
+            futures = {pool.schedule(function, args=(task,), timeout=timeout_s): i for i, task in enumerate(tasks)}
+            for future in as_completed(futures):
+                yield futures[future], _outcome(future, timeout_s)
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Asks the kernel to kill this process when its parent ends; ends at once if that has happened."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def _outcome(future: pebble.ProcessFuture, timeout_s: float) -> Any:
+    try:
+        return future.result()
+    except TimeoutError:
+        return TaskFailedError(f"took more than {timeout_s:g} s and was stopped")
+    except (pebble.ProcessExpired, CancelledError) as error:
+        code = getattr(error, "exitcode", None)
+        return TaskFailedError(f"was cancelled: {error}" if code is None else f"its process died (exit code {code})")
+    except Exception as error:  # what the task itself raised: judged and reported by the caller
+        return error
