@@ -1,0 +1,41 @@
+"""`python -m stages <stage>`: what dvc.yaml runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from stages.harness import STAGES, Harness
+from stages.lib.errors import RoadmillError
+from stages.runners.local import die_with_parent
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """The exit code of `work`: our errors become one to three lines, others keep their traceback."""
+    try:
+        work()
+    except RoadmillError as error:
+        if os.environ.get("ROADMILL_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; what was done is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> int:
+    """Runs the stage that the command line names."""
+    if len(sys.argv) != 2:
+        print(f"usage: python -m stages STAGE, one of {', '.join(STAGES)}", file=sys.stderr)
+        return 2
+    die_with_parent(os.getppid())
+    return guarded(lambda: Harness(Path.cwd()).run(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Recordings: what a scan found, as `data/recordings/<scan>.jsonl` keeps it, one line per recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stages.lib.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One drive log: a bag file, or a rosbag2 folder with all its splits.
+
+    name     path relative to the scanned source, with forward slashes
+    digest   sha256 of the file; of a folder: of the sorted member names and hashes
+    members  of a folder: (name, bytes, sha256) of each file, sorted
+    """
+
+    name: str
+    bytes: int
+    digest: str
+    rig: str
+    members: tuple[tuple[str, int, str], ...] = ()
+
+
+def read(folder: Path) -> list[Recording]:
+    """All recordings of all scans, by name. Raises ConfigError where there are none, or two of one name."""
+    found: dict[str, Recording] = {}
+    for listing in sorted(folder.glob("*.jsonl")):
+        for recording in read_listing(listing):
+            if recording.name in found:
+                raise ConfigError(f"{folder}: two scans name a recording {recording.name!r}, again in {listing.name}\n"
+                                  "  scan a folder above both, so that their names differ")
+            found[recording.name] = recording
+    if not found:
+        raise ConfigError(f"{folder} names no recordings\n  `roadmill scan SOURCE --rig RIG` looks for them")
+    return [found[name] for name in sorted(found)]
+
+
+def read_listing(listing: Path) -> list[Recording]:
+    """The recordings of one scan."""
+    rows = (json.loads(line) for line in listing.read_text().splitlines())
+    return [Recording(**{**row, "members": tuple(map(tuple, row["members"]))}) for row in rows]
+
+
+def write_listing(recordings: Iterable[Recording], listing: Path) -> None:
+    """One JSON line per recording, sorted by name; a new file, never a write into one that DVC may have linked."""
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(recording) for recording in sorted(recordings, key=lambda recording: recording.name)]
+    listing.unlink(missing_ok=True)
+    listing.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))

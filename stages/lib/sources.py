@@ -1,0 +1,89 @@
+"""Recordings on this machine: what lies in a folder, its digests, and where a known recording is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from stages.lib.digests import canonical, digest_bytes, digest_file
+from stages.lib.errors import ConfigError, DataError
+from stages.lib.recordings import Recording
+
+BAG_SUFFIXES = (".bag", ".mcap", ".db3")
+REMEMBERED = ".roadmill/hashes.json"
+
+
+class Hashes:
+    """sha256 of files, remembered by (path, size, mtime, inode), so that a second look reads nothing twice."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / REMEMBERED
+        self._known: dict[str, list] = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def of(self, path: Path) -> str:
+        """sha256 of the file's bytes in 64 hex digits."""
+        stat = path.stat()
+        seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        known = self._known.get(str(path))
+        if known is None or known[:3] != seen:
+            self._known[str(path)] = known = [*seen, digest_file(path)]
+        return known[3]
+
+    def save(self) -> None:
+        """Keeps what was learned for the next process."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(self._known, sort_keys=True))
+        os.replace(part, self._path)
+
+
+def discover(source: Path) -> list[Path]:
+    """Recordings under `source`: folders with a rosbag2 metadata.yaml, else single bag files; sorted.
+
+    Raises ConfigError where there are none.
+    """
+    folders = sorted(path.parent for path in source.rglob("metadata.yaml") if _is_rosbag2(path))
+    inside = {folder.resolve() for folder in folders}
+    files = [path for path in sorted(source.rglob("*")) if path.suffix in BAG_SUFFIXES and path.is_file()
+             and not inside & set(path.resolve().parents)]
+    if not folders + files:
+        raise ConfigError(f"{source} holds no recordings: no rosbag2 folder and no file ending in "
+                          f"{', '.join(BAG_SUFFIXES)}\n  check the path given to `roadmill scan`")
+    return sorted(folders + files)
+
+
+def describe(path: Path, name: str, rig: str, hashes: Hashes) -> Recording:
+    """The recording at `path` under its relative name, with its digest."""
+    if path.is_file():
+        return Recording(name, path.stat().st_size, hashes.of(path), rig)
+    members = tuple((file.relative_to(path).as_posix(), file.stat().st_size, hashes.of(file))
+                    for file in sorted(path.rglob("*")) if file.is_file())
+    digest = digest_bytes(canonical([[member, sha256] for member, _, sha256 in members]))
+    return Recording(name, sum(size for _, size, _ in members), digest, rig, members)
+
+
+def locate(recording: Recording, folders: Iterable[Path], hashes: Hashes) -> Path:
+    """Where the recording's bytes lie on this machine, verified.
+
+    Raises DataError where no folder has it, or only one with other bytes.
+    """
+    tried = []
+    for folder in folders:
+        path = folder / recording.name
+        if not path.exists():
+            tried.append(f"{folder}: not there")
+            continue
+        found = describe(path, recording.name, recording.rig, hashes)
+        if found.digest == recording.digest:
+            return path
+        tried.append(f"{folder}: other bytes ({found.digest[:12]}…, {found.bytes} bytes)")
+    raise DataError(f"recording {recording.name!r} ({recording.digest[:12]}…, {recording.bytes} bytes) is not on this "
+                    f"machine: {'; '.join(tried) or 'no source is known'}\n"
+                    "  set ROADMILL_SOURCE to the folder it is relative to, or run `roadmill scan` on it")
+
+
+def _is_rosbag2(metadata: Path) -> bool:
+    with metadata.open("rb") as file:
+        return b"rosbag2_bagfile_information" in file.read(4096)

@@ -1,0 +1,108 @@
+"""`roadmill WORD`: what people type. Each word is a few lines over a function that does it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.__main__ import guarded
+from stages.lib.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Drive logs in; datasets, models and scores out. `dvc repro` runs the stages.")
+
+
+def main() -> None:
+    """The console script: our errors are lines, not tracebacks."""
+    sys.exit(guarded(lambda: app(standalone_mode=True)))
+
+
+def _root() -> Path:
+    """The repository that the working directory is in."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").exists():
+            return folder
+    raise ConfigError(f"{here} is not in a Roadmill repository: no dvc.yaml here or above\n  `cd` into your clone")
+
+
+def _say(lines: list[str]) -> None:
+    typer.echo("\n".join(lines))
+
+
+@app.command()
+def compose() -> None:
+    """Bring params.yaml up to date with conf/, and the code that dvc.yaml watches with the imports."""
+    from stages.tools import config
+
+    written = {"params.yaml": config.write_params(_root()), "dvc.yaml": config.write_code_deps(_root())}
+    _say([f"{name:<12}  {'written' if changed else 'up to date'}" for name, changed in written.items()])
+
+
+@app.command()
+def scan(source: Path, rig: Annotated[str, typer.Option(help="conf/rig/RIG.yaml describes the vehicle")]) -> None:
+    """Make the recordings under SOURCE part of the dataset; commit data/*.dvc to keep that decision."""
+    from stages.tools.scan import scan as scan_source
+
+    found = scan_source(_root(), source, rig)
+    labels = ", ".join(f"{count} with {kind} labels" for kind, count in found.num_labels.items() if count)
+    _say([f"scan {found.scan}: {found.num_recordings} recordings, {found.num_bytes / 2**30:.2f} GiB"
+          + (f", {labels}" if labels else ""),
+          f"  {len(found.added)} new, {len(found.changed)} changed, {len(found.gone)} gone since the last scan",
+          "  `dvc repro` makes the dataset; `git add conf data/*.dvc params.yaml` and commit keep the decision"])
+
+
+@app.command()
+def why(stage: Annotated[str | None, typer.Argument()] = None) -> None:
+    """Say which stages will run, because of which knob, input or code, and what follows."""
+    from stages.tools.why import why as reasons
+
+    _say(reasons(_root(), stage))
+
+
+@app.command()
+def explain(name: Annotated[str, typer.Argument(metavar="SCENE", help="a scene, its token, or a drive")]) -> None:
+    """Say for each step of one scene or drive whether its result is in the store, and what differs if not."""
+    from stages.tools.why import explain as differences
+
+    _say(differences(_root(), name))
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine, this checkout and this store, and say what is wrong and what helps."""
+    from stages.tools.doctor import examine
+
+    findings = examine(_root())
+    _say([f"{'wrong' if text else 'ok':<6} {name}" + (f": {text}" if text else "") for name, text in findings])
+    if any(text for _, text in findings):
+        raise typer.Exit(ConfigError.exit_code)
+
+
+@app.command()
+def record(name: str) -> None:
+    """Keep the applied experiment: conf/experiment/NAME.yaml, a commit and the tag NAME."""
+    from stages.tools.config import record as keep
+
+    changes = keep(_root(), name)
+    _say([f"recorded {name}: commit and tag, conf/experiment/{name}.yaml", *(f"  {line}" for line in changes)])
+
+
+@app.command()
+def simulate(out: Path, drives: int = 12, seconds: float = 20.0, seed: int = 0) -> None:
+    """Write simulated drives to OUT: rosbag2 MCAP, with their truth and some human labels beside them."""
+    from stages.tools.demo import simulate as write_drives
+
+    write_drives(out, drives, seconds, seed)
+    _say([f"{drives} drives in {out}", f"  `roadmill scan {out} --rig sim` makes them part of the dataset"])
+
+
+@app.command()
+def demo() -> None:
+    """Simulate drives, scan them, run every stage and print the scores; recorded on the branch `demo`."""
+    from stages.tools.demo import demo as show
+
+    show(_root())
