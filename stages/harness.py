@@ -24,13 +24,13 @@ import yaml
 
 from stages.lib import knobs, recordings, site, sources
 from stages.lib.digests import canonical
-from stages.lib.errors import ConfigError, DataError, RoadmillError
+from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
 from stages.lib.stage import Blob, Item, Out, Result, Summary, Upstream
 from stages.runners import local
 from stages.runners.run import Lock, Progress, RunRecord, remove_leftovers, scratch_prefix
 from stages.store import code
 from stages.store.action import Action
-from stages.store.local import LocalStore, MissingBlobError
+from stages.store.local import LocalStore
 
 STAGES = ("ingest", "curate", "split", "sample", "autolabel", "merge", "train", "evaluate")
 DATA_FOLDERS = {stage: f"data/{stage}" for stage in (*STAGES, "recordings", "labels")} | {"train": "models"}
@@ -139,7 +139,7 @@ class Harness:
             outputs = {path.relative_to(out).as_posix(): self.store.put_file(path)
                        for path in sorted(out.rglob("*")) if path.is_file()}
         if not outputs:
-            raise DataError(f"{planned.stage}: {planned.item.name} gave no file")
+            raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
         return facts, outputs, self.store.commit(planned.action, planned.item.name, facts, outputs)
 
     def open(self, digest: str) -> Path:
@@ -155,7 +155,7 @@ class Harness:
     def rebuild(self, digest: str) -> bool:
         """Runs the item again whose recorded output this is; False where no manifest names it.
 
-        Raises DataError where the item now gives other bytes.
+        Raises RemoteError where the item now gives other bytes.
         """
         made_by = self._makers.get(digest)
         if made_by is None:
@@ -168,8 +168,8 @@ class Harness:
         _, outputs, _ = self.perform(planned)
         if digest not in {blob.digest for blob in outputs.values()}:
             got = ", ".join(f"{file} {blob.digest[:12]}…" for file, blob in outputs.items())
-            raise DataError(f"{stage}: {name} was made again and gave other bytes: {got}, data/{stage} wants {digest}\n"
-                            f"  `dvc repro {stage}` brings the manifest up to date with the code and the settings")
+            raise RemoteError(f"{stage}: {name} was made again and gave other bytes: {got}, data/{stage} wants {digest}\n"
+                              f"  `dvc repro {stage}` brings the manifest up to date with the code and the settings")
         return True
 
     @functools.cached_property
@@ -255,8 +255,7 @@ class Harness:
             return
         for name, error in sorted(failures.items()):
             print(f"{stage}: {name}: {error or type(error).__name__}", file=sys.stderr)
-        own_fault = all(isinstance(error, DataError) and not isinstance(error, MissingBlobError)
-                        for error in failures.values())
+        own_fault = all(isinstance(error, DataError) for error in failures.values())
         allowed = getattr(cfg, "max_failed_ratio", 0.0)
         if own_fault and len(failures) <= allowed * num_items:
             return

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stages.lib.digests import canonical, digest_bytes, digest_file
-from stages.lib.errors import ConfigError, DataError
+from stages.lib.errors import ConfigError
 from stages.lib.recordings import Recording
 
 BAG_SUFFIXES = (".bag", ".mcap", ".db3")
@@ -67,7 +67,7 @@ def describe(path: Path, name: str, rig: str, hashes: Hashes) -> Recording:
 def locate(recording: Recording, folders: Iterable[Path], hashes: Hashes) -> Path:
     """Where the recording's bytes lie on this machine, verified.
 
-    Raises DataError where no folder has it, or only one with other bytes.
+    Raises ConfigError where no folder has it, or only one with other bytes.
     """
     tried = []
     for folder in folders:
@@ -79,9 +79,9 @@ def locate(recording: Recording, folders: Iterable[Path], hashes: Hashes) -> Pat
         if found.digest == recording.digest:
             return path
         tried.append(f"{folder}: other bytes ({found.digest[:12]}…, {found.bytes} bytes)")
-    raise DataError(f"recording {recording.name!r} ({recording.digest[:12]}…, {recording.bytes} bytes) is not on this "
-                    f"machine: {'; '.join(tried) or 'no source is known'}\n"
-                    "  set ROADMILL_SOURCE to the folder it is relative to, or run `roadmill scan` on it")
+    raise ConfigError(f"recording {recording.name!r} ({recording.digest[:12]}…, {recording.bytes} bytes) is not on "
+                      f"this machine: {'; '.join(tried) or 'no source is known'}\n"
+                      "  set ROADMILL_SOURCE to the folder it is relative to, or run `roadmill scan` on it")
 
 
 def _is_rosbag2(metadata: Path) -> bool:

@@ -1,0 +1,38 @@
+"""Runs every command of a README in the current checkout, in order, and fails with the first that fails.
+
+Commands are the lines of its ```sh blocks, without a leading `$ `, comments and output. A block marked ```sh setup is
+what a reader does once, before (clone, make demo), and is left out here; CI has done it.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of all ```sh blocks."""
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.removeprefix("$ ").split("  #")[0].strip()
+            if command and not command.startswith("#"):
+                found.append(command)
+    return found
+
+
+def main() -> int:
+    """Exit code of the first command that fails, else 0."""
+    environment = {**os.environ, "PATH": f"{Path.cwd() / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands(Path(sys.argv[1]).read_text()):
+        print(f"$ {command}", flush=True)
+        code = subprocess.run(["bash", "-c", command], env=environment).returncode
+        if code:
+            print(f"README: `{command}` ended with {code}", file=sys.stderr)
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
