@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stages.__main__ import guarded
-from stages.lib.errors import ConfigError
+from stages.lib.errors import ConfigError, DataError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Drive logs in; datasets, models and scores out. `dvc repro` runs the stages.")
@@ -69,6 +69,33 @@ def explain(name: Annotated[str, typer.Argument(metavar="SCENE", help="a scene, 
     from stages.tools.why import explain as differences
 
     _say(differences(_root(), name))
+
+
+@app.command()
+def check(dataroot: Annotated[Path, typer.Argument()] = Path("data/merge")) -> None:
+    """Test a dataset by named rules: data/merge, or an exported nuScenes dataroot."""
+    from stages.harness import Harness
+    from stages.tools.check import check as findings_of
+
+    merged = (dataroot / "tables").is_dir()
+    findings = findings_of(dataroot, open_pack=Harness(_root()).store.need if merged else None)
+    for one in findings:
+        first = f"{one.count}   first {one.token}: {one.sentence}" if one.count else "ok"
+        typer.echo(f"{one.rule:<4} {one.name:<28} {first}")
+    if any(one.count for one in findings):
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def export(out: Path, split: Annotated[list[str], typer.Option(help="only these splits")] = [],  # noqa: B006
+           scene: Annotated[list[str], typer.Option(help="only these scenes, by name or token")] = []) -> None:  # noqa: B006
+    """Write the dataset, or a selection of its scenes, to OUT as a plain nuScenes dataroot."""
+    from stages.harness import Harness
+    from stages.tools.export import export as write_dataroot
+
+    root = _root()
+    done = write_dataroot(root / "data" / "merge", out, Harness(root).store.need, scenes=scene, splits=split)
+    _say([f"{out}: {done.num_scenes} scenes, {done.num_files} files"])
 
 
 @app.command()

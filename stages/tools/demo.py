@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from stages.lib.errors import RoadmillError
+from stages.runners.run import Progress
 from stages.sim.simulate import simulate as write_drives
 from stages.tools.scan import scan
 
@@ -24,8 +25,10 @@ class DemoFailedError(RoadmillError):
 
 
 def simulate(out: Path, num_drives: int, duration_s: float, seed: int) -> None:
-    """Writes the drives with one process per core."""
-    write_drives(out, num_drives, duration_s, seed, workers=len(os.sched_getaffinity(0)))
+    """Writes the drives with one process per core, and says how far it is."""
+    with Progress("simulate", num_drives, 0) as bar:
+        write_drives(out, num_drives, duration_s, seed, workers=len(os.sched_getaffinity(0)),
+                     progress=lambda name, done, total: bar.advance())
 
 
 def demo(root: Path) -> None:
