@@ -1,0 +1,69 @@
+"""A drive's calibration, as `calibration.json` keeps it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CameraModel:
+    """Pinhole intrinsics and lens distortion of the raw image, as ROS names them.
+
+    model  plumb_bob, rational_polynomial or equidistant
+    K      (3, 3) [px]
+    D      (n,) in OpenCV's order
+    """
+
+    model: str
+    width_px: int
+    height_px: int
+    K: np.ndarray
+    D: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Where a sensor sits, and how it sees. T_ego_sensor (4, 4); camera is None for other sensors.
+
+    clock_offset_us  the rig's: added to the sensor's own stamps, and to those of its points, to reach the common clock
+    required         the rig's: a key frame without this channel is none
+    """
+
+    channel: str
+    modality: str
+    topic: str
+    frame_id: str
+    T_ego_sensor: np.ndarray
+    camera: CameraModel | None
+    clock_offset_us: int
+    required: bool
+
+
+def write(sensors: dict[str, Sensor], path: Path) -> None:
+    """calibration.json: channel -> sensor, canonical JSON."""
+    rows = {}
+    for channel, sensor in sorted(sensors.items()):
+        camera = sensor.camera and {
+            "model": sensor.camera.model, "width_px": sensor.camera.width_px, "height_px": sensor.camera.height_px,
+            "K": sensor.camera.K.tolist(), "D": sensor.camera.D.tolist()}
+        rows[channel] = {"modality": sensor.modality, "topic": sensor.topic, "frame_id": sensor.frame_id,
+                         "T_ego_sensor": sensor.T_ego_sensor.tolist(), "camera": camera,
+                         "clock_offset_us": sensor.clock_offset_us, "required": sensor.required}
+    path.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+
+
+def read(path: Path) -> dict[str, Sensor]:
+    """Channel -> Sensor from calibration.json."""
+    sensors = {}
+    for channel, row in json.loads(path.read_text()).items():
+        camera = row["camera"] and CameraModel(
+            row["camera"]["model"], row["camera"]["width_px"], row["camera"]["height_px"],
+            np.array(row["camera"]["K"], float), np.array(row["camera"]["D"], float))
+        sensors[channel] = Sensor(channel, row["modality"], row["topic"], row["frame_id"],
+                                  np.array(row["T_ego_sensor"], float), camera, row["clock_offset_us"],
+                                  row["required"])
+    return sensors

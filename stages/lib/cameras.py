@@ -1,0 +1,96 @@
+"""Cameras: projection through a lens, and images freed from it with the intrinsics following.
+
+Pixel centres are at integer coordinates, as in OpenCV and ROS. Models are named as in sensor_msgs/CameraInfo.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from stages.lib.calibration import CameraModel
+from stages.lib.errors import DataError
+
+POLYNOMIAL, FISHEYE = ("plumb_bob", "rational_polynomial"), "equidistant"
+NUM_COEFFICIENTS = {**dict.fromkeys(POLYNOMIAL, (0, 4, 5, 8, 12, 14)), FISHEYE: (4,)}
+
+
+def project(xyz_cam: np.ndarray, K: np.ndarray, D: np.ndarray | tuple = (), model: str = "plumb_bob"
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 2) and depth (N,) [m] of points xyz_cam (N, 3) [m]; pixels mean nothing where depth <= 0.
+
+    K (3, 3) [px]; D (n,) in OpenCV's order, empty for an undistorted image.
+    """
+    xyz_cam = np.asarray(xyz_cam, float)
+    depth = xyz_cam[:, 2]
+    if not len(D) or not len(xyz_cam):
+        uvw = xyz_cam @ np.asarray(K, float).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return uvw[:, :2] / uvw[:, 2:], depth
+    lens = cv2.fisheye.projectPoints if model == FISHEYE else cv2.projectPoints
+    zero = np.zeros(3)
+    uv, _ = lens(xyz_cam[:, None], zero, zero, np.asarray(K, float), np.asarray(D, float))
+    return uv[:, 0], depth
+
+
+class Rectifier:
+    """What a camera's images become when they are saved, and the calibration that then holds.
+
+    K (3, 3) [px], D (n,) of the saved image (empty: no distortion left), width_px, height_px
+    changes  False where every saved image equals the recorded one
+
+    undistort  takes the lens distortion out, keeping K
+    width_max_px  wider images are scaled down to this width, the height in proportion and K with them; None: never
+    Raises DataError for a distortion that is not known.
+    """
+
+    def __init__(self, camera: CameraModel, undistort: bool, width_max_px: int | None) -> None:
+        _check(camera)
+        is_distorted = camera.model == FISHEYE or bool(np.any(camera.D))
+        self._camera = camera
+        self._undistorts = undistort and is_distorted
+        scale = min(1.0, (width_max_px or camera.width_px) / camera.width_px)
+        self.width_px, self.height_px = round(camera.width_px * scale), max(1, round(camera.height_px * scale))
+        self._resizes = self.width_px != camera.width_px
+        self.D = camera.D.copy() if is_distorted and not undistort else np.zeros(0)
+        self.K = scaled(camera.K, self.width_px / camera.width_px, self.height_px / camera.height_px)
+        self.changes = self._undistorts or self._resizes
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """The image to be saved of a recorded one, both (H, W, 3) uint8.
+
+        Raises DataError where the recorded image has not the size that the calibration is for.
+        """
+        height, width = pixels.shape[:2]
+        if (width, height) != (self._camera.width_px, self._camera.height_px):
+            raise DataError(f"the image is {width}x{height}, its CameraInfo is for "
+                            f"{self._camera.width_px}x{self._camera.height_px}")
+        if self._undistorts:
+            pixels = cv2.remap(pixels, *self._maps, cv2.INTER_LINEAR)
+        if self._resizes:
+            pixels = cv2.resize(pixels, (self.width_px, self.height_px), interpolation=cv2.INTER_AREA)
+        return pixels
+
+    @cached_property
+    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each pixel of the undistorted image comes from, in cv2.remap's fixed-point form (1/32 px)."""
+        camera = self._camera
+        lens = cv2.fisheye if camera.model == FISHEYE else cv2
+        return lens.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K,
+                                            (camera.width_px, camera.height_px), cv2.CV_16SC2)
+
+
+def scaled(K: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
+    """K (3, 3) [px] of the image resized by these factors: image edges stay edges, so pixel centres shift by half."""
+    S = np.array([[scale_x, 0, scale_x / 2 - 0.5], [0, scale_y, scale_y / 2 - 0.5], [0, 0, 1]])
+    return S @ K
+
+
+def _check(camera: CameraModel) -> None:
+    if camera.model not in NUM_COEFFICIENTS:
+        raise DataError(f"distortion model {camera.model!r} is not one of {', '.join(NUM_COEFFICIENTS)}")
+    if len(camera.D) not in NUM_COEFFICIENTS[camera.model]:
+        raise DataError(f"{len(camera.D)} distortion coefficients for {camera.model}, expected one of "
+                        f"{', '.join(map(str, NUM_COEFFICIENTS[camera.model]))}")

@@ -1,0 +1,116 @@
+"""Packs: one uncompressed tar per scene, read member by member with one ranged read each.
+
+The tar is POSIX (a pax header only for names that ustar cannot hold), regular files only, mode 644, uid, gid and mtime
+0, no user names: its bytes follow from the members and the order in which they were added. POSIX.1-2017, `pax`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+import numpy as np
+
+from stages.lib.errors import DataError
+
+BLOCK_BYTES = 512
+RECORD_BYTES = 20 * BLOCK_BYTES
+POINT_COLUMNS = 5  # x, y, z [m], intensity, ring
+
+
+class PackWriter:
+    """A pack being written; members stand in the order of `add`. `digest` and `bytes` hold once it is closed.
+
+    Raises ValueError for a name that is there already, absolute, or leads out of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._sha256 = hashlib.sha256()
+        self._names: set[str] = set()
+        self.bytes = 0
+
+    def __enter__(self) -> PackWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if kind is None:
+            end = 2 * BLOCK_BYTES
+            self._write(bytes(end + -(self.bytes + end) % RECORD_BYTES))
+        self._file.close()
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all bytes written, hex."""
+        return self._sha256.hexdigest()
+
+    def add(self, name: str, content: bytes) -> tuple[int, int]:
+        """(offset, number of bytes) of the member's content in the pack."""
+        if name in self._names or not _is_safe(name):
+            raise ValueError(f"pack member {name!r} is there already or not a plain relative path")
+        self._names.add(name)
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self._write(member.tobuf(tarfile.PAX_FORMAT))
+        offset = self.bytes
+        self._write(content)
+        self._write(bytes(-len(content) % BLOCK_BYTES))
+        return offset, len(content)
+
+    def _write(self, piece: bytes) -> None:
+        self._file.write(piece)
+        self._sha256.update(piece)
+        self.bytes += len(piece)
+
+
+def read_member(pack_path: Path, offset: int, num_bytes: int) -> bytes:
+    """A member's content. Raises DataError where the pack ends before it."""
+    with pack_path.open("rb") as file:
+        file.seek(offset)
+        content = file.read(num_bytes)
+    if len(content) != num_bytes:
+        raise DataError(f"{pack_path}: ends at byte {offset + len(content)}, a member needs bytes {offset} to "
+                        f"{offset + num_bytes}\n  make the pack again: `dvc repro -f sample`")
+    return content
+
+
+def points_bytes(points: np.ndarray) -> bytes:
+    """The content of a `.pcd.bin`: float32, little-endian, row by row, of points (N, 5)."""
+    return np.ascontiguousarray(points, "<f4").tobytes()
+
+
+def read_points(content: bytes) -> np.ndarray:
+    """Points (N, 5) float32: x, y, z [m] in the sensor frame, intensity, ring. Raises DataError."""
+    if len(content) % (4 * POINT_COLUMNS):
+        raise DataError(f"a .pcd.bin of {len(content)} bytes is not rows of {POINT_COLUMNS} float32"
+                        "\n  make the pack again: `dvc repro -f sample`")
+    return np.frombuffer(content, "<f4").reshape(-1, POINT_COLUMNS)
+
+
+def extract(pack_path: Path, folder: Path) -> list[str]:
+    """Writes the members below `folder`; their names, in the pack's order.
+
+    Raises DataError, before anything is written, for a member that is no regular file or would leave the folder.
+    """
+    try:
+        with tarfile.open(pack_path, "r:") as tar:
+            members = tar.getmembers()
+            for member in members:
+                if not member.isreg() or not _is_safe(member.name):
+                    raise DataError(f"{pack_path}: member {member.name!r} is not a plain file below the folder, as a "
+                                    "pack's are\n  make the pack again: `dvc repro -f sample`")
+            for member in members:
+                target = folder / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(tar.extractfile(member).read())
+    except tarfile.TarError as error:
+        raise DataError(f"{pack_path}: not a readable tar: {error}\n  make it again: `dvc repro -f sample`") from None
+    return [member.name for member in members]
+
+
+def _is_safe(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and str(path) == name

@@ -1,0 +1,78 @@
+"""What a sensor's message becomes in a pack: a JPEG file or a `.pcd.bin`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from stages.lib import images, pack, pointcloud
+from stages.lib.bag import stamp_us
+from stages.lib.calibration import Sensor
+from stages.lib.cameras import Rectifier
+from stages.lib.errors import DataError
+from stages.lib.poses import Poses
+
+TURN_SLACK = 1.1  # a turn may take that much longer than the median one
+MIN_TURN_RATIO = 0.02  # points of one message span at least that much of it
+
+
+class CameraFiles:
+    """JPEG files of a camera's CompressedImage or Image messages."""
+
+    msgtypes = ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image")
+
+    def __init__(self, rectifier: Rectifier, jpeg_quality: int) -> None:
+        self._rectifier = rectifier
+        self._jpeg_quality = jpeg_quality
+
+    def content(self, message: Any, at_us: int) -> bytes:
+        """The image as it is to be saved; the message's own bytes where they are a JPEG and nothing changes the image.
+
+        Raises DataError for an image that can't be decoded or has not the size that its calibration is for.
+        """
+        saved = self._rectifier.apply(images.from_message(message))
+        copied = None if self._rectifier.changes else images.jpeg_bytes(message)
+        return copied or images.encode_jpeg(saved, self._jpeg_quality)
+
+
+class LidarFiles:
+    """Files of float32 rows x, y, z, intensity, ring of a lidar's PointCloud2 messages, in the sensor frame.
+
+    poses      where points are moved to the message's stamp by the ego motion; None: they stay as measured
+    period_us  a turn's usual time
+    counts     num_invalid_points and num_clouds_without_{intensity,ring,time} are counted here
+    """
+
+    msgtypes = ("sensor_msgs/msg/PointCloud2",)
+
+    def __init__(self, sensor: Sensor, poses: Poses | None, period_us: float, counts: Counter[str]) -> None:
+        self._sensor = sensor
+        self._poses = poses
+        self._turn_us = TURN_SLACK * period_us
+        self._counts = counts
+
+    def content(self, message: Any, at_us: int) -> bytes:
+        """The points as they are to be saved; at_us is the message's stamp in the index, on the common clock.
+
+        Raises DataError for a cloud that can't be decoded, or whose points were measured at times that no turn has.
+        """
+        header_us = stamp_us(message.header)
+        cloud = pointcloud.decode(message, header_us)
+        self._counts["num_invalid_points"] += cloud.num_dropped
+        self._counts.update(f"num_clouds_without_{what}" for what in cloud.missing)
+        points = cloud.points
+        if self._poses is not None and cloud.after_us is not None:
+            since_us = cloud.after_us + (header_us + self._sensor.clock_offset_us - at_us)
+            self._check(since_us)
+            points[:, :3] = pointcloud.compensate(points[:, :3], since_us, at_us, self._poses,
+                                                  T_ego_sensor=self._sensor.T_ego_sensor)
+        return pack.points_bytes(points)
+
+    def _check(self, since_us: np.ndarray) -> None:
+        first, last = since_us.min(), since_us.max()
+        if max(-first, last) > self._turn_us or last - first < MIN_TURN_RATIO * self._turn_us:
+            raise DataError(f"its points say they were measured {first / 1e3:.3f} to {last / 1e3:.3f} ms after the "
+                            f"stamp, a turn takes {self._turn_us / TURN_SLACK / 1e3:.1f} ms\n"
+                            "  correct stamp and clock_offset_us in the rig, or set sample.motion_compensate=false")
