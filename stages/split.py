@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from stages.lib import places, tables
+from stages.lib import places, report, tables
 from stages.lib.errors import ConfigError, DataError
 from stages.lib.knobs import knob, near_miss
 from stages.lib.stage import Out, Summary, Upstream
@@ -30,7 +31,8 @@ class Knobs:
 
 
 def run(cfg: Knobs, inputs: Mapping[str, Upstream], out: Out) -> Summary:
-    """data: scenes.parquet (SPLIT), dropped.parquet (SCENES and `rule`), policy.json (by what it was split).
+    """data: scenes.parquet (SPLIT), dropped.parquet (SCENES and `rule`), policy.json (by what it was split); results:
+    report.html.
 
     Drives come in order of their first stamp (equal ones by token). A drive joins the split that owns most of the cells
     it shares with earlier drives (as many: the one that was there first), else the split furthest below its quota of
@@ -65,6 +67,7 @@ def run(cfg: Knobs, inputs: Mapping[str, Upstream], out: Out) -> Summary:
     tables.write(dropped.select(*SCENES, pl.lit(ELSEWHERE).alias("rule")), out.data / "dropped.parquet")
     policy = _policy(cfg, drives, kept, len(dropped))
     (out.data / "policy.json").write_text(json.dumps(policy, indent=1, sort_keys=True) + "\n")
+    _report(policy, dropped, out.results / "report.html")
     return Summary(len(scenes), len(kept), "scenes", dropped={ELSEWHERE: len(dropped)} if len(dropped) else {},
                    notes=_notes(policy))
 
@@ -172,3 +175,12 @@ def _notes(policy: dict) -> tuple[str, ...]:
         return (sizes, f"split by place: scenes of different splits are at least {policy['cell_m']:g} m apart")
     return (sizes, f"{alone} of {alone + policy['num_drives_by_place']} drives split by drive alone "
                    "(not georeferenced): one place may be in two splits")
+
+
+def _report(policy: dict, dropped: pl.DataFrame, path: Path) -> None:
+    splits = pl.DataFrame([{"split": name, "quota": policy["quotas"][name], **policy["splits"][name]}
+                           for name in SPLITS if name in policy["splits"]])
+    report.write(path, "split", [
+        report.Section("Splits", f"{_notes(policy)[1]}.", splits),
+        report.Section("Dropped scenes", "They lie in a place of another split.",
+                       dropped.select("scene_name", "drive_name"))])
