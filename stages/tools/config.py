@@ -135,7 +135,7 @@ def record(root: Path, name: str) -> list[str]:
         raise ConfigError("conf/ with this experiment does not compose to params.yaml\n"
                           "  commit what changed in conf/, or `roadmill compose` and `dvc repro` to go back to it")
     write_params(root)
-    tracked = ["conf", "params.yaml", "dvc.yaml", "dvc.lock", "data", "models", "results"]
+    tracked = ["conf", "params.yaml", "dvc.yaml", "dvc.lock", "data", "results"]
     _git(root, "add", "--", *[name for name in tracked if (root / name).exists()])
     _git(root, "commit", "--quiet", "--allow-empty", "-m", f"experiment {name}\n\n{yaml.safe_dump(changes)}")
     _git(root, "tag", "-a", name, "-m", f"experiment {name}")
