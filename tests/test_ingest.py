@@ -201,8 +201,8 @@ def test_a_topic_that_is_declared_and_empty_is_named_or_left_out_if_not_required
     with pytest.raises(DataError) as caught:
         go(what, empty=empty)
     assert str(caught.value) == (
-        "drive: /cam of CAM_FRONT is declared, but has no messages\n"
-        "  topics with messages: /cam_info, /charge, /odom, /points, /tf_static\n"
+        "drive: /cam of CAM_FRONT is declared, but has no messages; "
+        "topics with messages: /cam_info, /charge, /odom, /points, /tf_static\n"
         "  name another in conf/rig/tiny.yaml: channels.CAM_FRONT.topic, or say required: false")
     drive = go(what, with_rig(channels__CAM_FRONT__required=False), "other", empty=empty)
     assert drive.faults()["empty_topic", "CAM_FRONT"] == 1

@@ -130,4 +130,4 @@ def _lacking(bag: Bag, topic: str, msgtypes: tuple[str, ...]) -> tuple[str, str]
 def _error(bag: Bag, wrong: str, advice: str) -> DataError:
     alive = [name for name, known in bag.topics.items() if known.count]
     shown = ", ".join(alive[:12]) + (f" and {len(alive) - 12} more" if len(alive) > 12 else "")
-    return DataError(f"{bag.name}: {wrong}\n  topics with messages: {shown or 'none'}\n  {advice}")
+    return DataError(f"{bag.name}: {wrong}; topics with messages: {shown or 'none'}\n  {advice}")
