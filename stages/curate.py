@@ -155,7 +155,8 @@ def _nothing_left(counts: pl.DataFrame, num: int) -> str:
     worst = counts.sort("dropped", descending=True, maintain_order=True).row(0, named=True)
     knob_ = f"rules.{worst['rule']} ({worst['condition']})" if worst["rule"] != TOO_SHORT else TOO_SHORT
     return (f"curate: no scene is left of {num} candidates; dropped by {drops or 'none'}\n"
-            f"  loosen curate.{knob_} in conf/curate and run `roadmill compose`")
+            f"  loosen curate.{knob_} in conf/curate and run `roadmill compose`"
+            + ("; results/ingest/report.html says why drives are short" if worst["rule"] == TOO_SHORT else ""))
 
 
 def _report(kept: pl.DataFrame, dropped: pl.DataFrame, counts: pl.DataFrame, path: Path) -> None:
