@@ -9,19 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.harness import STAGES, Harness
-from stages.lib.errors import RoadmillError
+from stages.lib.errors import RemoteError, RoadmillError
 from stages.runners.local import die_with_parent
+from stages.runners.run import told
 
 
 def guarded(work: Callable[[], None]) -> int:
     """The exit code of `work`: our errors become one to three lines, others keep their traceback."""
     try:
         work()
-    except RoadmillError as error:
+    except (RoadmillError, OSError) as error:
+        if not told(error):
+            raise
         if os.environ.get("ROADMILL_TRACEBACK") == "1":
             traceback.print_exc()
-        print(error, file=sys.stderr)
-        return error.exit_code
+        print(told(error), file=sys.stderr)
+        return getattr(error, "exit_code", RemoteError.exit_code)
     except KeyboardInterrupt:
         print("stopped; what was done is kept, the same command goes on from there", file=sys.stderr)
         return 130

@@ -12,37 +12,37 @@ import importlib
 import json
 import shutil
 import sys
-import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from stages.lib import knobs, recordings, site, sources
 from stages.lib.digests import canonical
 from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
+from stages.lib.knobs import knob
 from stages.lib.stage import Blob, Item, Out, Result, Summary, Upstream
 from stages.runners import local
-from stages.runners.run import Lock, Progress, RunRecord, remove_leftovers, scratch_prefix
+from stages.runners.run import Lock, Progress, RunRecord, judge
 from stages.store import code
 from stages.store.action import Action
 from stages.store.local import LocalStore
 
 STAGES = ("ingest", "curate", "split", "sample", "autolabel", "merge", "train", "evaluate")
+ITEM_STAGES = ("ingest", "sample", "autolabel", "train", "evaluate")
 DATA_FOLDERS = {stage: f"data/{stage}" for stage in (*STAGES, "recordings", "labels")} | {"train": "models"}
 MANIFEST = "manifest.jsonl"
 
 
-class StageFailedError(RoadmillError):
-    """Some items failed; the others are committed."""
+@dataclass(frozen=True)
+class CacheKnobs:
+    """When a result made before is taken: the section `cache` of params.yaml."""
 
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
+    salt: str = knob("changed to disown every result made before")
+    code_pins: dict[str, str] = knob("stage -> older code digest to go on using, as `roadmill explain` shows it")
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,16 @@ class Harness:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.site = site.load()
+        self.site = site.load(root)
         self.store = LocalStore(self.site.store, rebuild=self.rebuild)
+        self._plans: dict[str, dict[str, Planned]] = {}
+        self._fresh: dict[str, list[dict[str, Any]]] = {}
 
     # what a stage is given ----------------------------------------------------------------------------------------
     @functools.cached_property
     def params(self) -> dict[str, Any]:
         """params.yaml."""
-        path = self.root / "params.yaml"
-        if not path.exists():
-            raise ConfigError(f"{path} does not exist\n  `roadmill compose` makes it from conf/")
-        return yaml.safe_load(path.read_text())
+        return knobs.read(self.root / "params.yaml", "`roadmill compose` makes it from conf/")
 
     @functools.cached_property
     def pins(self) -> dict[str, str]:
@@ -80,9 +79,7 @@ class Harness:
 
     def knobs(self, stage: str) -> Any:
         """The stage's knobs from its section of params.yaml. Raises ConfigError."""
-        if stage not in self.params:
-            raise ConfigError(f"params.yaml has no section {stage!r}\n  `roadmill compose` makes it from conf/{stage}/")
-        return knobs.load(module_of(stage).Knobs, self.params[stage], stage)
+        return load_knobs(self.params, stage)
 
     def upstream(self, name: str) -> Upstream:
         """What an earlier stage left on disk. Raises ConfigError where that is missing."""
@@ -100,77 +97,94 @@ class Harness:
         """The results that the stage's manifest on disk lists."""
         for row in self.manifest_rows(stage):
             if "outputs" in row:
-                outputs = {name: Blob(*blob) for name, blob in row["outputs"].items()}
-                yield Result(row["name"], row["facts"], outputs, functools.partial(self._path, outputs))
+                yield self._result(row["name"], row)
 
     def manifest_rows(self, stage: str) -> list[dict[str, Any]]:
-        """The lines of the stage's manifest on disk; none where there is no manifest."""
+        """The lines of the stage's manifest, just made or on disk; none where there is none. Raises ConfigError."""
+        if stage in self._fresh:
+            return self._fresh[stage]
         path = self.root / DATA_FOLDERS[stage] / MANIFEST
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except ValueError as error:
+            folder = DATA_FOLDERS[stage]
+            raise ConfigError(f"{path} is damaged: {error}\n"
+                              f"  `dvc checkout {folder}` restores it, `dvc repro` makes it again") from None
 
-    def _path(self, outputs: Mapping[str, Blob], name: str) -> Path:
-        return self.store.need(outputs[name].digest)
+    def _result(self, name: str, document: Mapping[str, Any]) -> Result:
+        outputs = {file: Blob(*blob) for file, blob in document["outputs"].items()}
+        return Result(name, document["facts"], outputs, lambda file: self.store.need(outputs[file].digest))
 
     # actions ------------------------------------------------------------------------------------------------------
-    def plan(self, stage: str) -> list[Planned]:
-        """All items of the stage that is wanted now, with their actions, by name. Raises ConfigError."""
-        module, cfg, cache = module_of(stage), self.knobs(stage), self.params["cache"]
-        digest = cache["code_pins"].get(stage) or code.code_digest(self.root, f"stages.{stage}", "run", self.pins)
-        planned = []
+    def plan(self, stage: str) -> dict[str, Planned]:
+        """Name -> item with its action, in order, of all items of the stage that are wanted now. Raises ConfigError."""
+        if stage not in self._plans:
+            self._plans[stage] = self._plan(stage)
+        return self._plans[stage]
+
+    def _plan(self, stage: str) -> dict[str, Planned]:
+        module, cfg, cache = module_of(stage), self.knobs(stage), load_knobs(self.params, "cache")
+        digest = cache.code_pins.get(stage) or code.code_digest(self.root, f"stages.{stage}", "run", self.pins)
+        keyed, planned = knobs.keyed(cfg), {}
         for item in sorted(module.plan(cfg, self.inputs(stage)), key=lambda item: item.name):
             inputs = {role: self.store.put_copy(what).digest if isinstance(what, Path) else what
                       for role, what in sorted(item.inputs.items())}
-            item = dataclasses.replace(item, inputs=inputs)
-            planned.append(Planned(stage, item, Action(
-                stage, knobs.keyed(cfg), digest, cache["salt"], item.params, inputs)))
-        names = [one.item.name for one in planned]
-        twins = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-        if twins:
-            raise ConfigError(f"{stage}: {len(twins)} names stand for two items each, first {twins[0]!r}")
+            if item.name in planned:
+                raise ConfigError(f"{stage}: two items are called {item.name!r}\n"
+                                  "  rename one of the recordings and run `roadmill scan` again")
+            action = Action(stage, keyed, digest, cache.salt, item.params, inputs)
+            planned[item.name] = Planned(stage, dataclasses.replace(item, inputs=inputs), action)
         return planned
 
-    def perform(self, planned: Planned) -> tuple[dict[str, Any], dict[str, Blob], str]:
-        """Runs one item and commits it: (facts, outputs, digest of the result)."""
-        with tempfile.TemporaryDirectory(dir=self._scratch(), prefix=scratch_prefix()) as folder:
-            out = Path(folder) / "out"
-            out.mkdir()
-            inputs = {role: self.open(digest) for role, digest in planned.item.inputs.items()}
-            facts = module_of(planned.stage).run(self.knobs(planned.stage), planned.item, inputs, out)
-            outputs = {path.relative_to(out).as_posix(): self.store.put_file(path)
-                       for path in sorted(out.rglob("*")) if path.is_file()}
+    def perform(self, planned: Planned) -> tuple[dict[str, Any], str]:
+        """Runs one item and commits it: the result document, as every later reader gets it, and its digest."""
+        with self.store.scratch() as folder:
+            inputs = self._open(planned.item.inputs)
+            facts = module_of(planned.stage).run(self.knobs(planned.stage), planned.item, inputs, folder)
+            outputs = {path.relative_to(folder).as_posix(): self.store.put_file(path)
+                       for path in sorted(folder.rglob("*")) if path.is_file()}
         if not outputs:
             raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
-        return facts, outputs, self.store.commit(planned.action, planned.item.name, facts, outputs)
+        result = self.store.commit(planned.action, planned.item.name, facts, outputs)
+        return self.store.result(result), result
 
-    def open(self, digest: str) -> Path:
-        """The recording or blob with this digest, as a local path."""
-        recording = self._recordings.get(digest)
-        if recording is None:
-            return self.store.need(digest)
-        hashes = sources.Hashes(self.site.root)
-        path = sources.locate(recording, self.site.sources.values(), hashes)
-        hashes.save()
-        return path
+    def _open(self, inputs: Mapping[str, str]) -> dict[str, Path]:
+        """role -> local path of the recording or blob that is wanted there."""
+        lost = [digest for digest in inputs.values() if digest not in self._recordings and not self.store.has(digest)]
+        for digest in sorted(lost, key=lambda digest: len(self._makers.get(digest, ()))):
+            self.store.need(digest)  # first what one item alone makes: it may bring back what others made too
+        return {role: sources.locate(self._recordings[digest], self.site.sources.values(), self._hashes)
+                if digest in self._recordings else self.store.need(digest) for role, digest in inputs.items()}
 
     def rebuild(self, digest: str) -> bool:
-        """Runs the item again whose recorded output this is; False where no manifest names it.
+        """Runs an item again whose recorded output this is; False where no manifest names it.
 
-        Raises RemoteError where the item now gives other bytes.
+        Raises what the first such item ends with where none gives these bytes.
         """
-        made_by = self._makers.get(digest)
-        if made_by is None:
-            return False
-        stage, name = made_by
-        planned = {one.item.name: one for one in self.plan(stage)}.get(name)
-        if planned is None:
-            return False
-        print(f"{stage}: {name} is made again, {digest[:12]}… was gone", file=sys.stderr)
-        _, outputs, _ = self.perform(planned)
-        if digest not in {blob.digest for blob in outputs.values()}:
-            got = ", ".join(f"{file} {blob.digest[:12]}…" for file, blob in outputs.items())
-            raise RemoteError(f"{stage}: {name} was made again and gave other bytes: {got}, data/{stage} wants {digest}\n"
-                              f"  `dvc repro {stage}` brings the manifest up to date with the code and the settings")
-        return True
+        failed = []
+        for stage, name in self._makers.get(digest, ()):
+            try:
+                self._make_again(self.plan(stage)[name], digest)
+                return True
+            except (KeyError, RoadmillError) as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+        return False
+
+    def _make_again(self, planned: Planned, digest: str) -> None:
+        stage, name = planned.stage, planned.item.name
+        document, result = self.perform(planned)
+        made = {file: blob[0] for file, blob in document["outputs"].items()}
+        if digest not in made.values():
+            self.store.disown(planned.action, keep=result)
+            got = ", ".join(f"{file} {other[:12]}…" for file, other in made.items())
+            raise RemoteError(f"{stage}: {name} was made again and gave other bytes: {got}\n"
+                              f"  {DATA_FOLDERS[stage]} wants {digest}\n"
+                              f"  `dvc repro -f {stage}` goes on with what the code and the settings give now")
+        print(f"{stage}: {name} was made again, {digest[:12]}… was gone", file=sys.stderr)
 
     @functools.cached_property
     def _recordings(self) -> dict[str, recordings.Recording]:
@@ -178,28 +192,30 @@ class Harness:
         return {one.digest: one for one in recordings.read(folder)} if folder.is_dir() else {}
 
     @functools.cached_property
-    def _makers(self) -> dict[str, tuple[str, str]]:
-        """digest -> (stage, item) that made it, by the manifests on disk."""
-        return {blob.digest: (stage, result.name) for stage in STAGES for result in self.results(stage)
-                for blob in result.outputs.values()}
+    def _hashes(self) -> sources.Hashes:
+        return sources.Hashes(self.site.root)
 
-    def _scratch(self) -> Path:
-        folder = self.site.store / "tmp"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    @functools.cached_property
+    def _makers(self) -> dict[str, list[tuple[str, str]]]:
+        """digest -> (stage, item) of those that made it, by the manifests."""
+        found = defaultdict(list)
+        for stage in ITEM_STAGES:
+            for result in self.results(stage):
+                for blob in result.outputs.values():
+                    found[blob.digest].append((stage, result.name))
+        return found
 
     # a whole stage ------------------------------------------------------------------------------------------------
     def run(self, stage: str) -> None:
         """Brings data/<stage> and results/<stage> up to date. Raises RoadmillError where that fails."""
-        lock = Lock(self.root / ".roadmill" / f"{stage}.lock", stage)
-        with lock, RunRecord(self.root, self.site.store, stage) as record:
-            remove_leftovers(self._scratch())
+        module, cfg = module_of(stage), self.knobs(stage)
+        with Lock(self.root / ".roadmill" / f"{stage}.lock", stage), \
+                RunRecord(self.root, self.site.store, stage) as record:
+            self.store.remove_leftovers()
             out = self._parts(stage)
-            module, cfg = module_of(stage), self.knobs(stage)
             started = time.monotonic()
-            if hasattr(module, "plan"):
-                results = self._run_items(stage, cfg, out, record)
-                summary = module.collect(cfg, results, out)
+            if stage in ITEM_STAGES:
+                summary = module.collect(cfg, self._run_items(stage, cfg, out, record), out)
             else:
                 summary = module.run(cfg, self.inputs(stage), out)
             if summary.num_out == 0:
@@ -210,60 +226,48 @@ class Harness:
             print(self._line(stage, summary, record.counts, time.monotonic() - started), flush=True)
 
     def _run_items(self, stage: str, cfg: Any, out: Out, record: RunRecord) -> list[Result]:
-        plan = self.plan(stage)
-        done = {generation: self.store.done(generation) for generation in {one.action.generation for one in plan}}
+        plan = list(self.plan(stage).values())
+        done = self.store.done(plan[0].action.generation) if plan else {}
         rows: dict[str, dict[str, Any]] = {}
         misses = []
         for one in plan:
-            known = done[one.action.generation].get(one.action.key)
+            known = done.get(one.action.key)
             document = self.store.result(known) if known else None
             if document is None:
-                misses.append((one, known))
+                misses.append(one)
             else:
                 rows[one.item.name] = document
-        record.counts |= {"items": len(plan), "cached": len(plan) - len(misses), "ran": len(misses)}
+        record.counts |= {"items": len(plan), "cached": len(rows), "ran": len(misses)}
         failures = {}
         with Progress(stage, len(plan), len(rows)) as progress:
-            outcomes = local.perform(_perform_in_worker, [(self.root, one) for one, _ in misses],
+            outcomes = local.perform(_perform_in_worker, [(self.root, one) for one in misses],
                                      workers=self.site.workers, timeout_s=self.site.timeout_of(stage))
             for index, outcome in outcomes:
-                one, known = misses[index]
+                one = misses[index]
                 if isinstance(outcome, BaseException):
                     failures[one.item.name] = outcome
                 else:
-                    facts, outputs, result, seconds = outcome
-                    blobs = {file: [blob.digest, blob.bytes] for file, blob in outputs.items()}
-                    rows[one.item.name] = {"facts": facts, "outputs": blobs}
+                    rows[one.item.name], result, seconds = outcome
                     record.item(one.item.name, seconds)
-                    if known and known != result:
-                        self.store.disown(one.action, known)
+                    if one.action.key in done:
+                        self.store.disown(one.action, keep=result)
                 progress.advance()
-        self._judge(stage, cfg, failures, len(plan))
-        lines = [{"name": name, **rows[name]} for name in rows]
-        lines += [{"name": name, "error": str(error)} for name, error in failures.items()]
-        manifest = b"".join(canonical(line) + b"\n" for line in sorted(lines, key=lambda line: line["name"]))
-        (out.data / MANIFEST).write_bytes(manifest)
-        results = []
-        for name in sorted(rows):
-            outputs = {file: Blob(*blob) for file, blob in rows[name]["outputs"].items()}
-            results.append(Result(name, rows[name]["facts"], outputs, functools.partial(self._path, outputs)))
-        return results
+        judge(stage, failures, len(plan), getattr(cfg, "max_failed_ratio", 0.0))
+        lines = [{"name": name, **row} for name, row in rows.items()]
+        lines += [{"name": name, "error": self._portable(error)} for name, error in failures.items()]
+        lines.sort(key=lambda line: line["name"])
+        (out.data / MANIFEST).write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
+        # `collect` may find blobs gone: DVC has removed the manifest on disk that would say what made them
+        self._fresh[stage] = lines
+        self.__dict__.pop("_makers", None)
+        return list(self.results(stage))
 
-    def _judge(self, stage: str, cfg: Any, failures: Mapping[str, BaseException], num_items: int) -> None:
-        """Names the failed items; raises StageFailedError unless all are the recordings' own fault and few enough."""
-        if not failures:
-            return
-        for name, error in sorted(failures.items()):
-            print(f"{stage}: {name}: {error or type(error).__name__}", file=sys.stderr)
-        own_fault = all(isinstance(error, DataError) for error in failures.values())
-        allowed = getattr(cfg, "max_failed_ratio", 0.0)
-        if own_fault and len(failures) <= allowed * num_items:
-            return
-        codes = [getattr(error, "exit_code", 1) for error in failures.values()]
-        exit_code = DataError.exit_code if own_fault else max(codes)
-        hint = f"\n  {stage}.max_failed_ratio={allowed:g} allows {int(allowed * num_items)}" if own_fault else ""
-        text = f"{stage}: {len(failures)} of {num_items} items failed, the others are kept{hint}"
-        raise StageFailedError(text, exit_code)
+    def _portable(self, error: BaseException) -> str:
+        """The error's text without this machine's folders: manifests are equal everywhere."""
+        text = str(error)
+        for folder in (*self.site.sources.values(), self.site.store):
+            text = text.replace(f"{folder}/", "")
+        return text
 
     def _parts(self, stage: str) -> Out:
         folders = [self.root / f"{name}.part" for name in (DATA_FOLDERS[stage], f"results/{stage}")]
@@ -294,9 +298,31 @@ class Harness:
 
 def module_of(stage: str) -> ModuleType:
     """The stage's module. Raises ConfigError for a name that is no stage."""
+    return importlib.import_module(f"stages.{known_stage(stage)}")
+
+
+def known_stage(stage: str) -> str:
+    """The name itself. Raises ConfigError where it is no stage's."""
     if stage not in STAGES:
         raise ConfigError(f"{stage!r} is not a stage{knobs.near_miss(stage, STAGES)}; stages: {', '.join(STAGES)}")
-    return importlib.import_module(f"stages.{stage}")
+    return stage
+
+
+def load_knobs(params: Mapping[str, Any], section: str) -> Any:
+    """The knobs of one section of params.yaml: a stage's, or `cache`. Raises ConfigError, also for unknown sections."""
+    sections = (*STAGES, "cache")
+    for name in params:
+        if name not in sections:
+            raise ConfigError(f"params.yaml has an unknown section {name!r}{knobs.near_miss(str(name), sections)}\n"
+                              "  mend conf/ and run `roadmill compose`")
+    if section not in params:
+        raise ConfigError(f"params.yaml has no section {section!r}\n  `roadmill compose` makes it from conf/")
+    if section != "cache":
+        return knobs.load(module_of(section).Knobs, params[section], section)
+    cache = knobs.load(CacheKnobs, params[section], section)
+    for stage in cache.code_pins:
+        known_stage(stage)
+    return cache
 
 
 @functools.cache
@@ -304,7 +330,7 @@ def _harness_of_worker(root: Path) -> Harness:
     return Harness(root)
 
 
-def _perform_in_worker(task: tuple[Path, Planned]) -> tuple[dict[str, Any], dict[str, Blob], str, float]:
+def _perform_in_worker(task: tuple[Path, Planned]) -> tuple[dict[str, Any], str, float]:
     root, planned = task
     started = time.monotonic()
     return *_harness_of_worker(root).perform(planned), time.monotonic() - started

@@ -31,7 +31,7 @@ INPUTS = ("merge",)
 SPLIT = "train"
 ITEM = "detector"
 OUTPUTS = ("model.pt", "model.onnx", "curves.csv", "model_card.md")
-NUM_LAST = 20  # steps whose mean loss is reported
+NUM_LAST = 20  # losses are reported as means over so many steps
 INTERFACE = """\
 model.pt holds weights and settings alone: `stages.lib.detector.load` opens it without executing anything, and \
 `Detector.detect` turns points (N, 5) into boxes. The points are x, y, z [m] in the ego frame at the key frame's \
@@ -45,8 +45,9 @@ the yaw, velocity (2). Local maxima of heat are boxes; its metadata says where t
 LIMITS = """\
 A score orders boxes; it is not a probability. Boxes with few points in the key frame were not learned from \
 (min_points). Intensity, beam pattern and mounting height of other sensors than those of the train split change what \
-the net sees. Velocity needs num_sweeps > 1 and sweeps that stand before the key frame in its scene. Trained on CPU; \
-the same bits again need the same number of threads and a CPU with the same instructions."""
+the net sees. Velocity needs num_sweeps > 1, sweeps that stand before the key frame in its scene, and more than some \
+hundred steps: until then it stays near 0. Trained on CPU; the same bits again need the same number of threads and a \
+CPU with the same instructions."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def collect(cfg: Knobs, results: list[Result], out: Out) -> Summary:
         (out.data / name).write_bytes(result.path(name).read_bytes())
     (out.results / "curves.csv").write_bytes(result.path("curves.csv").read_bytes())
     facts, curves = result.facts, pl.read_csv(result.path("curves.csv"))
-    learning = Section("Learning", "Means over 20 steps; each part of the loss before its weight.",
+    learning = Section("Learning", f"Means over {NUM_LAST} steps; each part of the loss before its weight.",
                        pictures=(("Loss by step", _picture(curves)),))
     report.write(out.results / "report.html", "Detector", [learning, *_sections(cfg, facts)])
     bare = facts["num_key_frames"] - facts["num_labelled"]
@@ -157,7 +158,7 @@ def _sections(cfg: Knobs, facts: Facts) -> list[Section]:
         "label source", "key frames", "category", "boxes learned from", "boxes ignored"])
     losses = pl.DataFrame({"part": list(facts["last_losses"]), "loss": list(facts["last_losses"].values())})
     values = dataclasses.asdict(cfg)
-    settings = pl.DataFrame({"knob": list(values), "value": [card_value(value) for value in values.values()]})
+    settings = pl.DataFrame({"knob": list(values), "value": [_yaml(value) for value in values.values()]})
     return [
         Section("What it is", f"A pillar detector with centre heat maps for {', '.join(cfg.classes)}: "
                 f"{facts['num_weights']} weights, {cfg.steps} steps of {cfg.batch_size} samples."),
@@ -170,9 +171,9 @@ def _sections(cfg: Knobs, facts: Facts) -> list[Section]:
         Section("Settings", table=settings)]
 
 
-def card_value(value: Any) -> str:
+def _yaml(value: Any) -> str:
     """A knob's value as YAML would have it."""
-    return f"[{', '.join(map(card_value, value))}]" if isinstance(value, tuple) else str(value)
+    return f"[{', '.join(map(_yaml, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def _picture(curves: pl.DataFrame) -> bytes:
@@ -182,9 +183,9 @@ def _picture(curves: pl.DataFrame) -> bytes:
         figure = Figure(figsize=(7.2, 4.2), dpi=110, layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
         for name in curves.columns[2:]:
-            axes.plot(curves["step"], curves[name].rolling_mean(20, min_samples=1), label=name,
+            axes.plot(curves["step"], curves[name].rolling_mean(NUM_LAST, min_samples=1), label=name,
                       linewidth=2 if name == "loss" else 1)
         axes.grid(alpha=0.3)
-        axes.legend(ncols=2)
+        figure.legend(loc="outside right center")
         FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
     return content.getvalue()

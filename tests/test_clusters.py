@@ -63,6 +63,12 @@ def test_most_points_on_walls_do_not_lift_the_ground():
     np.testing.assert_allclose(height[:len(plane())], 0, atol=0.05)
 
 
+def test_a_plane_is_fitted_through_the_lower_half_of_the_points():
+    xyz = plane(slope=0.03, z_m=-1.9)
+    xyz[::2, 2] += np.linspace(0.4, 4, len(xyz[::2]))  # every other cell holds a wall, a car or a bush
+    np.testing.assert_allclose(ground.fit_plane(xyz), [0.03, 0, -1.9], atol=0.01)
+
+
 def test_ground_below_a_reflection_is_still_ground():
     ghosts = np.column_stack([np.linspace(5, 20, 40), np.full(40, 3.0), np.full(40, -1.5)])
     height = ground.heights(np.vstack([plane(), ghosts]), 60)
@@ -142,4 +148,7 @@ def test_points_in_order_of_beams_do_not_tell_when_they_were_measured():
     by_beam = turn().reshape(360, 8, 2).transpose(1, 0, 2).reshape(-1, 2)
     assert not firing.turn_fraction(by_beam).any()
     assert not firing.turn_fraction(turn()[:1440]).any()  # half a turn
+    swapped = turn().reshape(48, -1, 2)
+    swapped[[10, 11]] = swapped[[11, 10]]
+    assert not firing.turn_fraction(swapped.reshape(-1, 2)).any()
     assert not firing.turn_fraction(np.zeros((0, 2))).any()

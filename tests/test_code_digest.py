@@ -35,7 +35,8 @@ FILES = {
 @pytest.fixture
 def digest(tmp_path):
     def of(pins=PINS, **changes):
-        for path, text in {**FILES, **{name.replace("__", "/") + ".py": text for name, text in changes.items()}}.items():
+        changed_files = {name.replace("__", "/") + ".py": text for name, text in changes.items()}
+        for path, text in {**FILES, **changed_files}.items():
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_text(textwrap.dedent(text))
         code._parse.cache_clear()
@@ -50,7 +51,8 @@ def changed(old: str, new: str, path: str = "stages/op.py") -> dict[str, str]:
 
 @pytest.mark.parametrize("change", [
     changed('"""An operation."""', '"""Another text."""'), changed('"""What it does."""', '"""Told better."""'),
-    changed("# why", "# because"), changed("cfg: int", "cfg: float"), changed("report.page(cfg)", "report.page(cfg, 2)"),
+    changed("# why", "# because"), changed("cfg: int", "cfg: float"),
+    changed("report.page(cfg)", "report.page(cfg, 2)"),
     changed("return x", "return x + 1", "stages/lib/report.py"), changed("LIMIT = 3", "LIMIT  =  3"),
 ], ids=["module docstring", "docstring", "comment", "annotation", "collect", "what only collect imports", "spaces"])
 def test_what_run_does_not_reach_changes_nothing(digest, change):

@@ -226,6 +226,20 @@ def test_a_pillar_is_the_maximum_over_its_own_points(model):
     assert not alone[:, 16, 32].any()
 
 
+def test_a_point_is_seen_from_its_pillars_mean_and_centre_and_nowhere_else(model):
+    # One pillar of 0.5 m with its centre at (0.25, 0.25); the second cloud is the same 3 m further and 2 m to the left.
+    points = np.array([[0.1, 0.1, 0, 51, 0], [0.3, 0.4, 2, 102, 0.1]], np.float32)
+    shifted = points + np.array([3, 2, 0, 0, 0], np.float32)
+    seen = []
+    handle = model.net.pillars.linear.register_forward_pre_hook(lambda _module, rows: seen.append(rows[0]))
+    for some in (points, shifted):
+        model.net.pillars(*training.collate([some]))
+    handle.remove()
+    expected = torch.tensor([[0, 0, 0.2, -0.1, -0.15, -1, -0.15, -0.15], [2, 1, 0.4, 0.1, 0.15, 1, 0.05, 0.15]])
+    for rows in seen:
+        torch.testing.assert_close(rows, expected, rtol=0, atol=1e-5)
+
+
 def test_detections_fall_in_score_and_keep_their_distance(model):
     found = model.detect(cloud(4000, 2))
     assert found.columns == ["category", *BOX, "score"]
@@ -270,12 +284,13 @@ def test_recalibrated_batch_norm_holds_the_mean_over_the_batches():
 def test_reproducible_puts_back_what_it_changed():
     torch.manual_seed(5)
     before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.random.get_rng_state()
-    with detector.reproducible(before[0] + 1, seed=0):
-        assert torch.get_num_threads() == before[0] + 1
-        assert torch.are_deterministic_algorithms_enabled()
-        first = torch.rand(1)
-    with detector.reproducible(1, seed=0):
-        assert torch.equal(torch.rand(1), first)
+    draws = []
+    for threads in (1, before[0] + 1):
+        with detector.reproducible(threads, seed=0):
+            assert torch.get_num_threads() == threads
+            assert torch.are_deterministic_algorithms_enabled()
+            draws.append(float(torch.rand(1)))
+    assert draws[0] == draws[1]
     assert (torch.get_num_threads(), torch.get_deterministic_debug_mode()) == before[:2]
     assert torch.equal(torch.random.get_rng_state(), before[2])
 

@@ -12,7 +12,7 @@ from nuscenes import NuScenes
 
 from stages.store.local import LocalStore
 from tests import clones, oracle
-from tests.clones import counters, num_scenes, run
+from tests.clones import counters, num_rows, run
 
 KNOBS = """
 curate: {scene_s: 2.0, min_scene_s: 1.0}
@@ -51,7 +51,7 @@ def frames(clone) -> list[oracle.Frame]:
 
 
 def test_a_real_drive_becomes_scenes_of_2_s_that_pass_every_check(clone):
-    assert num_scenes(clone) == 2
+    assert num_rows(clone) == 2
     for dataroot in ("data/merge", "dataroot"):
         verdicts = dict(re.findall(r"^([A-Z]\d+) +\w+ +(\w+)", run(clone, "roadmill", "check", dataroot), re.MULTILINE))
         assert set(verdicts.values()) == {"ok"}

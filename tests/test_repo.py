@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from scmrepo.git import Git
 
 from stages.harness import DATA_FOLDERS, STAGES, module_of
 from stages.lib import knobs, rig
@@ -125,7 +126,13 @@ def test_the_readme_names_only_words_that_roadmill_has():
     assert words <= named, "a word that the README does not mention"
 
 
+def test_dvc_sees_its_files_beside_the_ignored_folders():
+    git = Git(str(ROOT))
+    assert not git.is_ignored(f"{ROOT / 'data'}/")
+    assert not git.is_ignored(str(ROOT / "data/recordings.dvc"))
+    assert git.is_ignored(f"{ROOT / 'data/recordings'}/")
+
+
 def test_nothing_is_committed_that_a_stage_makes():
-    ignored = (ROOT / ".gitignore").read_text()
-    assert "/data/*" in ignored
-    assert "/models/" in ignored
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {f"/{folder}/" for folder in (*DATA_FOLDERS.values(), "data/store", "data/raw")} <= set(ignored)

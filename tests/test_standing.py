@@ -42,7 +42,7 @@ def test_what_is_seen_every_third_time_has_a_share_of_a_third():
 
 
 def test_a_place_is_seen_again_in_a_neighbouring_cell():
-    wobbles = np.column_stack([5.0 + 0.02 * (-1.0) ** np.arange(80), np.full(80, 5.1)])  # both sides of a cell's edge
+    wobbles = np.column_stack([5.1 + 0.02 * (-1.0) ** np.arange(80), np.full(80, 5.2)])  # over a cell's edge
     np.testing.assert_allclose(shares([wobbles])[:, 0], 1)
 
 

@@ -98,7 +98,7 @@ def test_two_results_for_one_key_are_reported_and_all_readers_take_the_same(tmp_
     results = sorted(store.commit(ACTION, "a", {"n": n}, {}) for n in (1, 2))
     assert store.done(ACTION.generation) == {ACTION.key: results[0]}
     assert "not deterministic" in capsys.readouterr().err
-    store.disown(ACTION, results[0])
+    store.disown(ACTION, keep=results[1])
     assert store.done(ACTION.generation) == {ACTION.key: results[1]}
 
 

@@ -98,13 +98,16 @@ def test_no_scene_to_learn_from_is_an_error_that_names_the_knob(merged, tmp_path
 
 
 # run ----------------------------------------------------------------------------------------------------------------
-def test_the_same_run_gives_the_same_bytes(world, merged, result, tmp_path):
-    again = trained(world, merged, tmp_path / "out")
-    assert set(result.outputs) == set(train.OUTPUTS)
-    assert again.outputs == result.outputs
-    assert again.facts == result.facts
-    other = trained(world, merged, tmp_path / "other", seed=1)
-    assert other.outputs["model.pt"] != result.outputs["model.pt"]
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_run_gives_the_same_bytes(world, merged, tmp_path, threads):
+    one, two = (trained(world, merged, tmp_path / name, threads=threads) for name in ("one", "two"))
+    assert set(one.outputs) == set(train.OUTPUTS)
+    assert one.outputs == two.outputs
+    assert one.facts == two.facts
+
+
+def test_another_seed_gives_another_model(world, merged, result, tmp_path):
+    assert trained(world, merged, tmp_path / "out", seed=1).outputs["model.pt"] != result.outputs["model.pt"]
 
 
 def test_what_was_set_outside_does_not_matter(world, merged, result, tmp_path):

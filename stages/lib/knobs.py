@@ -7,7 +7,10 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from stages.lib.errors import ConfigError
 
@@ -41,6 +44,21 @@ def load(cls: type, values: Mapping[str, Any], where: str) -> Any:
                           "  set it in conf/ and run `roadmill compose`")
     return cls(**{name: _convert(hints[name], values[name], f"{where}.{name}", field.metadata)
                   for name, field in fields.items()})
+
+
+def read(path: Path, remedy: str) -> dict[str, Any]:
+    """The sections of a YAML file. Raises ConfigError, ending in `remedy`, where it is missing, damaged or empty."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist\n  {remedy}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        raise ConfigError(f"{path}{f', line {where.line + 1}' if where else ''}: not YAML, "
+                          f"{getattr(error, 'problem', None) or error}\n  {remedy}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {values!r}, expected sections\n  {remedy}")
+    return values
 
 
 def keyed(cfg: Any) -> dict[str, Any]:

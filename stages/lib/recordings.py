@@ -41,9 +41,16 @@ def read(folder: Path) -> list[Recording]:
 
 
 def read_listing(listing: Path) -> list[Recording]:
-    """The recordings of one scan."""
-    rows = (json.loads(line) for line in listing.read_text().splitlines())
-    return [Recording(**{**row, "members": tuple(map(tuple, row["members"]))}) for row in rows]
+    """The recordings of one scan. Raises ConfigError where the listing is damaged."""
+    found = []
+    for number, line in enumerate(listing.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found.append(Recording(**{**row, "members": tuple(map(tuple, row["members"]))}))
+        except (ValueError, TypeError, KeyError):
+            raise ConfigError(f"{listing}, line {number}: not a recording: {line[:80]!r}\n"
+                              "  `dvc checkout data/recordings` restores it, `roadmill scan` makes it") from None
+    return found
 
 
 def write_listing(recordings: Iterable[Recording], listing: Path) -> None:

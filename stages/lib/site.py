@@ -51,33 +51,40 @@ class Site:
         return self.timeout_s.get(stage, self.timeout_s["default"])
 
 
-def load() -> Site:
-    """The site of this process. Raises ConfigError."""
-    root = Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+def load(root: Path) -> Site:
+    """The site of this process in the checkout `root`, or in DVC_ROOT, of which it is a copy. Raises ConfigError."""
+    root = Path(os.environ.get("DVC_ROOT") or root).resolve()
     store = knobs.load(StoreSite, _read("store", root), "store")
     runner = knobs.load(RunnerSite, _read("runner", root), "runner")
+    if "default" not in runner.timeout_s:
+        raise ConfigError("runner.timeout_s has no `default`: longest time for one item, in s\n"
+                          "  conf/runner/local.yaml shows how; ROADMILL_RUNNER names the file that is read")
     workers = runner.workers or len(os.sched_getaffinity(0))
     return Site(root, root / store.root, workers, runner.timeout_s, read_sources(root))
 
 
 def read_sources(root: Path) -> dict[str, Path]:
     """scan -> folder that its recordings are relative to; ROADMILL_SOURCE comes first, under the name ''."""
-    path = root / SOURCES
-    known = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
     env = os.environ.get("ROADMILL_SOURCE")
-    named = {"": env, **known} if env else known
+    named = {"": env, **_known_sources(root)} if env else _known_sources(root)
     return {scan: root / folder for scan, folder in named.items()}
 
 
 def remember_source(root: Path, scan: str, folder: Path) -> None:
     """Notes where this machine keeps the recordings of a scan."""
-    path = root / SOURCES
-    known = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
-    folder = folder.resolve()
+    path, known, folder = root / SOURCES, _known_sources(root), folder.resolve()
     known[scan] = str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("# where this machine keeps the recordings of each scan; written by `roadmill scan`\n"
+    part = path.with_suffix(".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text("# where this machine keeps the recordings of each scan; written by `roadmill scan`\n"
                     + yaml.safe_dump(known))
+    part.replace(path)
+
+
+def _known_sources(root: Path) -> dict[str, str]:
+    path = root / SOURCES
+    remedy = f"remove it; `roadmill scan` writes it again, and ROADMILL_SOURCE does without it: rm {path}"
+    return knobs.read(path, remedy) if path.exists() else {}
 
 
 def _read(group: str, root: Path) -> dict:
@@ -87,4 +94,4 @@ def _read(group: str, root: Path) -> dict:
         choices = sorted(found.stem for found in (root / "conf" / group).glob("*.yaml"))
         raise ConfigError(f"ROADMILL_{group.upper()} is {name!r}, but {path} does not exist; "
                           f"conf/{group} has {', '.join(choices)}")
-    return yaml.safe_load(path.read_text()) or {}
+    return knobs.read(path, f"conf/{group}/local.yaml shows what belongs there")

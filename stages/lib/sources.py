@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,15 +12,22 @@ from stages.lib.errors import ConfigError
 from stages.lib.recordings import Recording
 
 BAG_SUFFIXES = (".bag", ".mcap", ".db3")
-REMEMBERED = ".roadmill/hashes.json"
+REMEMBERED = ".roadmill/hashes.jsonl"
 
 
 class Hashes:
-    """sha256 of files, remembered by (path, size, mtime, inode), so that a second look reads nothing twice."""
+    """sha256 of files, remembered by (path, size, mtime, inode), so that a second look reads nothing twice.
+
+    Processes append to one file; lines that a kill tore are passed over.
+    """
 
     def __init__(self, root: Path) -> None:
         self._path = root / REMEMBERED
-        self._known: dict[str, list] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._known: dict[str, list] = {}
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            with contextlib.suppress(ValueError):
+                path, *known = json.loads(line)
+                self._known[path] = known
 
     def of(self, path: Path) -> str:
         """sha256 of the file's bytes in 64 hex digits."""
@@ -29,21 +36,22 @@ class Hashes:
         known = self._known.get(str(path))
         if known is None or known[:3] != seen:
             self._known[str(path)] = known = [*seen, digest_file(path)]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(json.dumps([str(path), *known]) + "\n")
         return known[3]
-
-    def save(self) -> None:
-        """Keeps what was learned for the next process."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(self._known, sort_keys=True))
-        os.replace(part, self._path)
 
 
 def discover(source: Path) -> list[Path]:
-    """Recordings under `source`: folders with a rosbag2 metadata.yaml, else single bag files; sorted.
+    """Recordings: `source` itself, or under it; folders with a rosbag2 metadata.yaml, else single bag files; sorted.
 
     Raises ConfigError where there are none.
     """
+    if source.is_file():
+        if source.suffix in BAG_SUFFIXES:
+            return [source]
+        raise ConfigError(f"{source} is no recording: its name does not end in {', '.join(BAG_SUFFIXES)}\n"
+                          "  `roadmill scan SOURCE` takes a folder of recordings, or one of them")
     folders = sorted(path.parent for path in source.rglob("metadata.yaml") if _is_rosbag2(path))
     inside = {folder.resolve() for folder in folders}
     files = [path for path in sorted(source.rglob("*")) if path.suffix in BAG_SUFFIXES and path.is_file()

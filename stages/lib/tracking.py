@@ -15,10 +15,9 @@ from scipy.optimize import linear_sum_assignment
 
 from stages.lib.knobs import knob
 
-UNKNOWN_SPEED_MPS = 10.0  # deviation of a newborn track's velocity
+UNKNOWN_SPEED_MPS = 20.0  # deviation of a newborn track's velocity
 CHI2 = 13.8  # 99.9 % of a Gaussian in the plane
 UNLIKE_M = 0.5  # a track and a detection of e times its points count as this much further apart
-ALONE = 2.0  # to leave a track and a detection alone costs this many gates: not every pair is better than none
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,9 @@ def _assign(state: np.ndarray, cov: np.ndarray, last: Detections, found: Detecti
     reach = np.minimum(cfg.gate_m, np.sqrt(CHI2 * (cov[:, 0, 0] + cfg.position_m**2)))
     grown_m = np.abs(found.long_m - last.long_m[:, None]) / 2
     unlike_m = UNLIKE_M * np.abs(np.log(found.num_points / last.num_points[:, None]))
+    # To be left alone costs a gate: two bad pairs are not better than a good one.
     outside = distance > reach[:, None] + grown_m
-    tracks, hits = linear_sum_assignment(np.where(outside, ALONE * cfg.gate_m, distance + unlike_m))
+    tracks, hits = linear_sum_assignment(np.where(outside, cfg.gate_m, distance + unlike_m))
     inside = ~outside[tracks, hits]
     return tracks[inside], hits[inside], grown_m[tracks[inside], hits[inside]]
 

@@ -1,4 +1,4 @@
-"""One run of a stage: its lock, its progress, and the record of where and how long it ran.
+"""One run of a stage: its lock, its progress, its failures, and the record of where and how long it ran.
 
 The record says what no output may say (seconds, host, processes): it goes to the store and to results/run.json, which
 git and DVC do not see.
@@ -6,20 +6,45 @@ git and DVC do not see.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
-import shutil
 import sys
 import time
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from stages.lib.errors import DataError, RoadmillError
+from stages.runners.local import TaskFailedError
+
 RUN_FILE = "results/run.json"
+MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
+
+
+def told(error: BaseException) -> str:
+    """The text of an error that needs no traceback: ours, a task's end, or this machine's disk; '' for any other."""
+    if isinstance(error, (RoadmillError, TaskFailedError)):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
+        return f"{error.filename or 'the disk'}: {error.strerror}\n  `roadmill doctor` looks at the store and its disk"
+    return ""
+
+
+class StageFailedError(RoadmillError):
+    """Some items failed; the others are committed."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 class Lock:
@@ -56,8 +81,8 @@ class Progress:
         self._stage, self._total, self._done = stage, total, done
         self._started, self._told = time.monotonic(), done * 10 // max(total, 1)
         console = Console(stderr=True)
-        self._bar = Bar(TextColumn(f"{stage:<9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                        console=console, transient=True) if console.is_terminal else None
+        self._bar = Bar(TextColumn(f"{stage:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                        TimeRemainingColumn(), console=console, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -102,24 +127,38 @@ class RunRecord:
                   "seconds": round(time.time() - self._started, 3), "host": platform.node(),
                   "platform": platform.platform(), "python": platform.python_version(),
                   "error": str(error) if error else None, "seconds_per_item": self._items, **self.counts}
-        place = self._store / "runs" / self._stage / f"{time.time_ns()}-{os.getpid()}.json"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(json.dumps(record, sort_keys=True))
-        latest = self._root / RUN_FILE
-        latest.parent.mkdir(parents=True, exist_ok=True)
-        runs = json.loads(latest.read_text()) if latest.exists() else {}
-        latest.write_text(json.dumps({**runs, self._stage: record}, indent=1, sort_keys=True) + "\n")
+        place, latest = self._store / "runs" / self._stage, self._root / RUN_FILE
+        # where the disk is why the stage failed, that is what must be told
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{time.time_ns()}-{os.getpid()}.json").write_text(json.dumps(record, sort_keys=True))
+            latest.parent.mkdir(parents=True, exist_ok=True)
+            records = {**last_runs(self._root), self._stage: record}
+            latest.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
 
 
-def remove_leftovers(scratch: Path) -> None:
-    """Removes the scratch folders of processes of this machine that are gone."""
-    for folder in scratch.iterdir():
-        host, _, rest = folder.name.rpartition("~")
-        pid = rest.split("-")[0]
-        if host == platform.node() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max_failed_ratio: float) -> None:
+    """Names the failed items; raises StageFailedError unless all are the recordings' own fault and few enough."""
+    if not failures:
+        return
+    texts = {name: told(error) for name, error in failures.items()}
+    bugs = {type(error): error for name, error in failures.items() if not texts[name]}  # one of a kind is enough
+    for error in failures.values() if os.environ.get("ROADMILL_TRACEBACK") == "1" else bugs.values():
+        print(error.__cause__ or "".join(traceback.format_exception(error)), file=sys.stderr)  # the worker's, if there
+    for name, error in sorted(failures.items()):
+        print(f"{stage}: {name}: {texts[name] or f'{type(error).__name__}: {error}'}", file=sys.stderr)
+    others = [error for error in failures.values() if not isinstance(error, DataError)]
+    if not others and len(failures) <= max_failed_ratio * num_items:
+        return
+    allowed = f"{max_failed_ratio:g} allows {int(max_failed_ratio * num_items)}"
+    hint = "" if others else f"\n  {stage}.max_failed_ratio={allowed}"
+    raise StageFailedError(f"{stage}: {len(failures)} of {num_items} items failed, the others are kept{hint}",
+                           max((getattr(error, "exit_code", 1) for error in others), default=DataError.exit_code))
 
 
-def scratch_prefix() -> str:
-    """`<host>~<pid>-`: names a scratch folder's owner."""
-    return f"{platform.node()}~{os.getpid()}-"
+def last_runs(root: Path) -> dict[str, Any]:
+    """stage -> its latest record; {} where none was kept whole."""
+    try:
+        return dict(json.loads((root / RUN_FILE).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):  # a kill tears it; the store has all records
+        return {}

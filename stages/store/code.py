@@ -18,17 +18,19 @@ from pathlib import Path
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import ConfigError
 
+INERT_DECORATORS = {"cache", "contextlib", "contextmanager", "dataclass", "dataclasses", "functools", "lru_cache"}
+
 
 def code_digest(root: Path, module: str, function: str, pins: Mapping[str, str]) -> str:
     """sha256 for `function` of `module` (dotted) in the checkout at `root`; `pins` maps package to version."""
-    reached = _reached(_parse(_file(root, module)), function)
+    reached = _reached(_parse(root, module), function)
     parts = {f"{module}:{function}": _fingerprint(reached)}
     packages = set()
     imported = _imports(root, reached, packages)
     for name in sorted(closure(root, imported)):
-        tree = _parse(_file(root, name))
-        parts[name] = _fingerprint(tree.body)
-        _imports(root, tree.body, packages)
+        body = _parse(root, name).body
+        parts[name] = _fingerprint(body)
+        _imports(root, body, packages)
     versions = {package: _pinned(package, pins) for package in sorted(_distributions(packages))}
     return digest_bytes(canonical({"code": parts, "packages": versions}))
 
@@ -40,7 +42,7 @@ def closure(root: Path, modules: Iterable[str]) -> set[str]:
         name = left.pop()
         if name not in found:
             found.add(name)
-            left += _imports(root, _parse(_file(root, name)).body, set())
+            left += _imports(root, _parse(root, name).body, set())
     return found
 
 
@@ -59,8 +61,8 @@ def read_pins(constraints: Path) -> dict[str, str]:
 def check_installed(pins: Mapping[str, str]) -> None:
     """Raises ConfigError where an installed package has another version than its pin."""
     for dist in importlib.metadata.distributions():
-        name, version = _normal(dist.metadata["Name"]), dist.version.split("+")[0]
-        if name in pins and pins[name] != version:
+        name = _normal(dist.metadata["Name"] or "")
+        if name in pins and pins[name] != (version := dist.version.split("+")[0]):
             raise ConfigError(f"{name} {version} is installed, constraints.txt pins {pins[name]}\n"
                               "  `pip install -c constraints.txt -e .` installs the pinned versions")
 
@@ -73,8 +75,16 @@ def _pinned(package: str, pins: Mapping[str, str]) -> str:
 
 
 @functools.cache
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
+def _parse(root: Path, module: str) -> ast.Module:
+    """The module's syntax tree, relative imports made absolute."""
+    path = _file(root, module)
+    tree = ast.parse(path.read_text(), str(path))
+    package = module.split(".") + ["__init__"] * (path.name == "__init__.py")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            node.module = ".".join([*package[: -node.level], *filter(None, [node.module])])
+            node.level = 0
+    return tree
 
 
 def _file(root: Path, module: str) -> Path:
@@ -124,7 +134,7 @@ def _reached(tree: ast.Module, function: str) -> list[ast.stmt]:
 
 def _narrowed(statement: ast.stmt, wanted: set[str]) -> ast.stmt:
     """An import with only the wanted names; any other statement as it is."""
-    if not isinstance(statement, (ast.Import, ast.ImportFrom)):
+    if not isinstance(statement, (ast.Import, ast.ImportFrom)) or statement.names[0].name == "*":
         return statement
     names = [alias for alias in statement.names if (alias.asname or alias.name.split(".")[0]) in wanted]
     if isinstance(statement, ast.Import):
@@ -133,13 +143,18 @@ def _narrowed(statement: ast.stmt, wanted: set[str]) -> ast.stmt:
 
 
 def _defined_names(statement: ast.stmt) -> list[str]:
+    """The names that a top-level statement defines and does nothing else; none where it may do more."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return [statement.name]
-    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        decorators = {node.id for outer in statement.decorator_list for node in ast.walk(outer)
+                      if isinstance(node, ast.Name)}
+        return [] if decorators - INERT_DECORATORS else [statement.name]  # another may enter it in a register
+    if isinstance(statement, (ast.Import, ast.ImportFrom)) and statement.names[0].name != "*":
         return [alias.asname or alias.name.split(".")[0] for alias in statement.names]
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+        nodes = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.expr)]
+        plain = all(isinstance(node, (ast.Name, ast.Tuple, ast.List, ast.Starred)) for node in nodes)
+        return [node.id for node in nodes if isinstance(node, ast.Name)] if plain else []
     return []
 
 
@@ -187,7 +202,7 @@ class _Bare(ast.NodeTransformer):
 
 def _distributions(modules: set[str]) -> set[str]:
     tops = {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names)
-    return {_normal(_distribution_of()[top][0]) if top in _distribution_of() else _normal(top) for top in tops}
+    return {_normal(name) for top in tops for name in _distribution_of().get(top, [top])}
 
 
 @functools.cache

@@ -3,14 +3,17 @@
     cas/<hh>/<digest>                                  a blob, read-only
     ac/<op>/<generation>/<hh>/<key>.<result digest>    an action that was done; empty; the result document is a blob
     actions/<op>/<item, 16 digits>/<key>.json          what was hashed, to explain hits and misses
+    tmp/<host>~<pid>-…                                 what a process of this host is writing
 
-Files appear whole or not at all: they are written beside their place and renamed. Writers may race and die.
+Files appear whole or not at all: they are written in tmp/ and renamed. Writers may race and die.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -44,12 +47,10 @@ class LocalStore:
 
     # blobs --------------------------------------------------------------------------------------------------------
     def put_file(self, path: Path) -> Blob:
-        """Moves a file into the store (copies it where it lies on another disk)."""
+        """Moves a file from a scratch folder into the store."""
         blob = Blob(digest_file(path), path.stat().st_size)
         if self._find(blob.digest) is None:
-            self._move_in(path, self._blob_path(blob.digest))
-        else:
-            path.unlink()
+            _publish(path, self._blob_path(blob.digest))
         return blob
 
     def put_bytes(self, data: bytes) -> Blob:
@@ -63,8 +64,9 @@ class LocalStore:
         """Keeps a copy of a file that stays where it is."""
         blob = Blob(digest_file(path), path.stat().st_size)
         if self._find(blob.digest) is None:
-            with _appearing(self._blob_path(blob.digest)) as part:
-                shutil.copyfile(path, part)
+            with self.scratch() as folder:
+                shutil.copyfile(path, folder / "copy")
+                _publish(folder / "copy", self._blob_path(blob.digest))
         return blob
 
     def need(self, digest: str) -> Path:
@@ -101,6 +103,11 @@ class LocalStore:
                     entries.setdefault(key, result)
         return entries
 
+    def lookup(self, action: Action) -> dict[str, Any] | None:
+        """The result document of one action, as all readers take it; None where it was not done, or that is gone."""
+        results = sorted(self._results(action))
+        return self.result(results[0]) if results else None
+
     def result(self, result_digest: str) -> dict[str, Any] | None:
         """The result document, or None where it is gone or damaged (the action then counts as not done)."""
         path = self._find(result_digest)
@@ -108,15 +115,16 @@ class LocalStore:
 
     def commit(self, action: Action, item: str, facts: Mapping[str, Any], outputs: Mapping[str, Blob]) -> str:
         """Records that the action gave these outputs, which must be in the store; returns the result's digest."""
-        self._write(self._history(action.op, item) / f"{action.key}.json", canonical(action.document))
         document = {"facts": facts, "outputs": {name: [blob.digest, blob.bytes] for name, blob in outputs.items()}}
         result = self.put_bytes(canonical(document)).digest
         self._write(self._entry(action, result), b"")
+        self._write(self._history(action.op, item) / f"{action.key}.json", canonical(action.document))
         return result
 
-    def disown(self, action: Action, result_digest: str) -> None:
-        """Forgets a result whose document is gone, after a new one was committed."""
-        self._entry(action, result_digest).unlink(missing_ok=True)
+    def disown(self, action: Action, keep: str) -> None:
+        """Forgets the action's results but one: the others are gone and did not come back."""
+        for result in self._results(action) - {keep}:
+            self._entry(action, result).unlink(missing_ok=True)
 
     def history(self, op: str, item: str) -> list[dict[str, Any]]:
         """The documents of the item's earlier actions, the newest last."""
@@ -150,32 +158,48 @@ class LocalStore:
             self._verified[seen] = True
         return path
 
+    def _results(self, action: Action) -> set[str]:
+        entry = self._entry(action, "*")
+        return {path.name.partition(".")[2] for path in entry.parent.glob(entry.name)}
+
     def _write(self, place: Path, data: bytes) -> None:
         if not place.exists():
-            with _appearing(place) as part:
-                part.write_bytes(data)
+            with tempfile.NamedTemporaryFile(**self._tmp(), delete=False) as file:
+                file.write(data)
+            _publish(Path(file.name), place)
 
-    def _move_in(self, path: Path, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if path.stat().st_dev == place.parent.stat().st_dev:
-            os.chmod(path, 0o444)
-            os.replace(path, place)
-        else:
-            with _appearing(place) as part:
-                shutil.copyfile(path, part)
-            path.unlink()
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on the store's disk that is gone afterwards."""
+        with tempfile.TemporaryDirectory(**self._tmp()) as folder:
+            yield Path(folder)
+
+    def remove_leftovers(self) -> None:
+        """Removes what processes of this host were writing when they were killed."""
+        for path in self._tmp()["dir"].glob(f"{glob.escape(platform.node())}~*"):
+            pid = path.name.rpartition("~")[2].partition("-")[0]
+            if not _lives(int(pid)):
+                path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+
+    def _tmp(self) -> dict[str, Any]:
+        """Where this process writes, and how the names there begin."""
+        folder = self.root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"dir": folder, "prefix": f"{platform.node()}~{os.getpid()}-"}
 
 
-@contextmanager
-def _appearing(place: Path) -> Iterator[Path]:
-    """A file beside `place` that takes its name, read-only, once it is written; or is gone."""
+def _publish(path: Path, place: Path) -> None:
+    """Gives a file its place, read-only."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=place.parent, prefix=".part-")
-    os.close(descriptor)
-    part = Path(name)
+    os.chmod(path, 0o444)
+    os.replace(path, place)
+
+
+def _lives(pid: int) -> bool:
     try:
-        yield part
-        os.chmod(part, 0o444)
-        os.replace(part, place)
-    finally:
-        part.unlink(missing_ok=True)
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -38,12 +38,14 @@ def compose() -> None:
     """Bring params.yaml up to date with conf/, and the code that dvc.yaml watches with the imports."""
     from stages.tools import config
 
-    written = {"params.yaml": config.write_params(_root()), "dvc.yaml": config.write_code_deps(_root())}
+    root = _root()
+    written = {"params.yaml": config.write_params(root), "dvc.yaml": config.write_code_deps(root)}
     _say([f"{name:<12}  {'written' if changed else 'up to date'}" for name, changed in written.items()])
 
 
 @app.command()
-def scan(source: Path, rig: Annotated[str, typer.Option(help="conf/rig/RIG.yaml describes the vehicle")]) -> None:
+def scan(source: Annotated[Path, typer.Argument(help="a folder of recordings, or one recording")],
+         rig: Annotated[str, typer.Option(help="conf/rig/RIG.yaml describes the vehicle")]) -> None:
     """Make the recordings under SOURCE part of the dataset; commit data/*.dvc to keep that decision."""
     from stages.tools.scan import scan as scan_source
 
@@ -72,11 +74,12 @@ def explain(name: Annotated[str, typer.Argument(metavar="SCENE", help="a scene, 
 
 
 @app.command()
-def check(dataroot: Annotated[Path, typer.Argument()] = Path("data/merge")) -> None:
+def check(dataroot: Annotated[Path | None, typer.Argument(help="data/merge where left out")] = None) -> None:
     """Test a dataset by named rules: data/merge, or an exported nuScenes dataroot."""
     from stages.harness import Harness
     from stages.tools.check import check as findings_of
 
+    dataroot = dataroot or _root() / "data" / "merge"
     merged = (dataroot / "tables").is_dir()
     findings = findings_of(dataroot, open_pack=Harness(_root()).store.need if merged else None)
     for one in findings:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from stages.harness import STAGES
+from stages.harness import STAGES, load_knobs
+from stages.lib import knobs
 from stages.lib.errors import ConfigError
+from stages.lib.knobs import near_miss
 from stages.store import code
+from stages.tools.programs import has_identity, say
 
+RECORDED = ("conf", "params.yaml", "dvc.yaml", "dvc.lock", "data", "results")
 _ABSENT = object()
 
 
@@ -30,18 +34,32 @@ def compose(root: Path, overrides: Sequence[str] = ()) -> str:
         with initialize_config_dir(str(root / "conf"), version_base=None):
             cfg = hydra_compose("config", overrides=list(overrides))
         OmegaConf.resolve(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"conf/ does not compose: {error}") from None
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError("conf/ does not compose: " + "; ".join(lines[:3])
+                          + "\n  mend conf/ and run `roadmill compose`") from None
     return OmegaConf.to_yaml(cfg)
 
 
 def write_params(root: Path) -> bool:
-    """Brings params.yaml up to date with conf/; whether it changed."""
+    """Brings params.yaml up to date with conf/; whether it changed. Raises ConfigError for a knob that is wrong now."""
     text, path = compose(root), root / "params.yaml"
-    if path.exists() and path.read_text() == text:
+    before = path.read_text() if path.exists() else ""
+    if text == before:
         return False
+    wanted, known = yaml.safe_load(text), _sections(before)
+    for section in wanted:  # those alone, for the sake of the stages that take seconds to import
+        if known.get(section) != wanted[section]:
+            load_knobs(wanted, section)
     path.write_text(text)
     return True
+
+
+def _sections(text: str) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(text) or {})
+    except (yaml.YAMLError, ValueError, TypeError):
+        return {}
 
 
 def write_code_deps(root: Path) -> bool:
@@ -82,15 +100,28 @@ def selected(root: Path, group: str) -> Any:
 
 
 def use_rig(root: Path, rig: str) -> None:
-    """Makes sure that the configuration has the rig. Raises ConfigError where conf/rig does not."""
+    """Makes sure that the configuration has the rig. Raises ConfigError where that would lose an applied experiment."""
+    chosen = list(selected(root, "rig@ingest.rig"))
+    if rig in chosen:
+        return
+    path = root / "params.yaml"
+    if path.exists() and path.read_text() != compose(root):
+        raise ConfigError(f"params.yaml is not the composition of conf/, so the rig {rig!r} cannot be added to it\n"
+                          "  `roadmill compose` takes conf/, `roadmill record NAME` keeps an applied experiment")
+    select(root, "rig@ingest.rig", [*chosen, rig])
+    try:
+        write_params(root)
+    except ConfigError:
+        select(root, "rig@ingest.rig", chosen)
+        raise
+
+
+def known_rig(root: Path, rig: str) -> None:
+    """Raises ConfigError for a rig that conf/rig does not have."""
     if not (root / "conf" / "rig" / f"{rig}.yaml").exists():
         known = sorted(path.stem for path in (root / "conf" / "rig").glob("*.yaml"))
-        raise ConfigError(f"conf/rig/{rig}.yaml does not exist; rigs: {', '.join(known)}\n"
-                          f"  copy conf/rig/{known[0]}.yaml and describe the vehicle there")
-    chosen = list(selected(root, "rig@ingest.rig"))
-    if rig not in chosen:
-        select(root, "rig@ingest.rig", [*chosen, rig])
-    write_params(root)
+        raise ConfigError(f"conf/rig/{rig}.yaml does not exist{near_miss(rig, known)}; rigs: {', '.join(known)}\n"
+                          "  copy conf/rig/sim.yaml and describe the vehicle there")
 
 
 def difference(base: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -114,32 +145,49 @@ def difference(base: Mapping[str, Any], wanted: Mapping[str, Any], where: str = 
 def record(root: Path, name: str) -> list[str]:
     """Turns the applied experiment into conf/experiment/<name>.yaml, a commit and the tag <name>; returns what changed.
 
-    Raises ConfigError where the stages are not up to date, the name is taken, or the composition would differ.
+    Raises ConfigError where the stages are not up to date, the name is taken, or the composition would differ; nothing
+    is changed then.
     """
     path = root / "conf" / "experiment" / f"{name}.yaml"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or path.exists() or _git(root, "tag", "-l", name):
-        raise ConfigError(f"{name!r} cannot name an experiment: it is taken, or has other characters than letters, "
-                          "digits, _ . and -\n  `roadmill record NAME` wants a new name")
-    stale = subprocess.run(["dvc", "status", "--json"], cwd=root, capture_output=True, text=True)
-    if stale.returncode or stale.stdout.strip() not in ("{}", ""):
-        raise ConfigError(f"the stages are not up to date: {stale.stdout.strip()[:200] or stale.stderr.strip()[:200]}\n"
-                          "  `dvc repro` first, or `dvc exp apply` the experiment")
-    applied = yaml.safe_load((root / "params.yaml").read_text())
+    if not re.fullmatch(r"[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*", name):
+        raise ConfigError(f"{name!r} cannot name an experiment: letters and digits, with single _ . or - between\n"
+                          "  `roadmill record NAME`")
+    if path.exists() or say(root, "git", "tag", "-l", name):
+        raise ConfigError(f"the name {name!r} is taken, by conf/experiment or a tag\n  `roadmill record OTHER_NAME`")
+    if not has_identity(root):
+        raise ConfigError("git does not know who commits\n"
+                          "  `git config user.email YOU@HOST` and `git config user.name NAME`")
+    stale = json.loads(say(root, "dvc", "status", "--json") or "{}")
+    if stale:
+        raise ConfigError(f"not up to date: {', '.join(stale)}\n"
+                          "  `dvc repro` first, or `dvc exp apply` the experiment; `roadmill why` says what changed")
+    applied = knobs.read(root / "params.yaml", "`roadmill compose` makes it from conf/")
     changes = difference(yaml.safe_load(compose(root, ["experiment=none"])), applied)
+    chosen = root / "conf" / "config.yaml"
+    before = chosen.read_text()
     path.write_text("# @package _global_\n" + (yaml.safe_dump(changes, sort_keys=True) if changes else "# nothing\n"))
-    before = selected(root, "experiment")
-    select(root, "experiment", name)
-    if yaml.safe_load(compose(root)) != applied:
-        select(root, "experiment", before)
+    try:
+        select(root, "experiment", name)
+        if yaml.safe_load(compose(root)) != applied:
+            raise ConfigError("conf/ with this experiment does not compose to params.yaml\n"
+                              "  commit what changed in conf/, or `roadmill compose` and `dvc repro` to go back to it")
+        write_params(root)
+        places = [place for place in (*RECORDED, *_code(root)) if (root / place).exists()]
+        say(root, "git", "add", "--", *places)
+        say(root, "git", "commit", "--quiet", "-m", f"experiment {name}\n\n{yaml.safe_dump(changes)}", "--", *places)
+    except ConfigError:
         path.unlink()
-        raise ConfigError("conf/ with this experiment does not compose to params.yaml\n"
-                          "  commit what changed in conf/, or `roadmill compose` and `dvc repro` to go back to it")
-    write_params(root)
-    tracked = ["conf", "params.yaml", "dvc.yaml", "dvc.lock", "data", "results"]
-    _git(root, "add", "--", *[name for name in tracked if (root / name).exists()])
-    _git(root, "commit", "--quiet", "--allow-empty", "-m", f"experiment {name}\n\n{yaml.safe_dump(changes)}")
-    _git(root, "tag", "-a", name, "-m", f"experiment {name}")
+        chosen.write_text(before)
+        say(root, "git", "add", "--", "conf")
+        raise
+    say(root, "git", "tag", "-a", name, "-m", f"experiment {name}")
     return flat(changes)
+
+
+def _code(root: Path) -> list[str]:
+    """The files that dvc.lock names by hash beside data: without them in the commit, its stages would run again."""
+    graph = yaml.safe_load((root / "dvc.yaml").read_text())
+    return sorted({dep for entry in graph["stages"].values() for dep in entry["deps"] if (root / dep).is_file()})
 
 
 def flat(values: Mapping[str, Any], where: str = "") -> list[str]:
@@ -155,10 +203,3 @@ def _yaml() -> YAML:
     parser.width = 120
     parser.indent(mapping=2, sequence=4, offset=2)
     return parser
-
-
-def _git(root: Path, *words: str) -> str:
-    ran = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-    if ran.returncode:
-        raise ConfigError(f"git {words[0]} failed: {(ran.stderr or ran.stdout).strip()[-300:]}")
-    return ran.stdout.strip()

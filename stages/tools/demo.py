@@ -9,13 +9,15 @@ import subprocess
 import time
 from pathlib import Path
 
-from stages.lib.errors import RoadmillError
+from stages.lib.errors import ConfigError, RoadmillError
 from stages.runners.run import Progress
 from stages.sim.simulate import simulate as write_drives
+from stages.tools.programs import PROGRAMS, has_identity, say
 from stages.tools.scan import scan
 
 DRIVES = Path("data/raw/demo")
 BRANCH = "demo"
+SUBJECT = "demo: 12 simulated drives"
 RECORDED = ("conf/config.yaml", "params.yaml", "data/recordings.dvc", "data/labels.dvc", "dvc.lock",
             "results/evaluate/metrics.json")
 
@@ -34,12 +36,13 @@ def simulate(out: Path, num_drives: int, duration_s: float, seed: int) -> None:
 def demo(root: Path) -> None:
     """Runs everything, prints the scores, the costs and the report, and commits the record on the branch `demo`."""
     started = time.monotonic()
+    _want_branch(root)
     simulate(root / DRIVES, 12, 20.0, 0)
     scan(root, root / DRIVES, "sim")
-    _run(root, "dvc", "repro")
+    _show(root, "repro")
     scores = json.loads((root / "results/evaluate/metrics.json").read_text())
     _record(root)
-    _run(root, "dvc", "metrics", "show")
+    _show(root, "metrics", "show")
     cpu_s = sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
                 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"car AP {scores['car_ap']:.3f} on {scores['num_drives']} val drives, {scores['num_key_frames']} key frames, "
@@ -48,26 +51,26 @@ def demo(root: Path) -> None:
           f"{cpu_s / 60:.1f} CPU-min")
 
 
+def _want_branch(root: Path) -> None:
+    """Raises ConfigError where the branch `demo` holds other commits than the demo's own, which `_record` replaces."""
+    if say(root, "git", "branch", "--show-current") != BRANCH and say(root, "git", "branch", "--list", BRANCH):
+        subject = say(root, "git", "log", "-1", "--format=%s", BRANCH)
+        if subject != SUBJECT:
+            raise ConfigError(f"the branch {BRANCH!r} is where this command commits, and it ends with {subject!r}\n"
+                              f"  `git branch -m {BRANCH} NAME` keeps that under another name")
+
+
 def _record(root: Path) -> None:
-    """Commits what this run decided and found, and nothing else, on the branch `demo`."""
-    if _git(root, "branch", "--show-current") != BRANCH:
-        exists = _git(root, "branch", "--list", BRANCH)
-        _git(root, "switch", "--quiet", *(["--merge", BRANCH] if exists else ["-c", BRANCH]))
+    """Commits what this run decided and found, and nothing else, on the branch `demo`, made anew from here."""
+    if say(root, "git", "branch", "--show-current") != BRANCH:
+        say(root, "git", "switch", "--quiet", "--force-create", BRANCH)
     paths = [path for path in RECORDED if (root / path).exists()]
-    _git(root, "add", "--", *paths)
-    if _git(root, "status", "--porcelain", "--", *paths):
-        author = [] if _git(root, "config", "--default", "", "user.email") else [
-            "-c", "user.name=roadmill demo", "-c", "user.email=demo@localhost"]
-        _git(root, *author, "commit", "--quiet", "-m", "demo: 12 simulated drives", "--", *paths)
+    say(root, "git", "add", "--", *paths)
+    if say(root, "git", "status", "--porcelain", "--", *paths):
+        author = () if has_identity(root) else ("-c", "user.name=roadmill demo", "-c", "user.email=demo@localhost")
+        say(root, "git", *author, "commit", "--quiet", "-m", SUBJECT, "--", *paths)
 
 
-def _git(root: Path, *words: str) -> str:
-    ran = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-    if ran.returncode:
-        raise DemoFailedError(f"git {' '.join(words[:2])} failed: {ran.stderr.strip()[-300:]}")
-    return ran.stdout.strip()
-
-
-def _run(root: Path, *command: str) -> None:
-    if subprocess.run(command, cwd=root).returncode:
-        raise DemoFailedError(f"`{' '.join(command)}` failed; it says why above")
+def _show(root: Path, *words: str) -> None:
+    if subprocess.run([*PROGRAMS["dvc"], *words], cwd=root).returncode:
+        raise DemoFailedError(f"`dvc {' '.join(words)}` failed; it says why above")

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
-from stages.harness import Harness
-from stages.lib import recordings, sources
-from stages.lib.errors import ConfigError, RoadmillError
+from stages.harness import STAGES, Harness
+from stages.lib import knobs, recordings, sources
+from stages.lib.errors import ConfigError
+from stages.runners.run import told
 from stages.store import code
 from stages.tools import config
+from stages.tools.programs import has_identity, say
 
 LOW_DISK_BYTES = 5 * 2**30
 
 
 def examine(root: Path) -> list[tuple[str, str]]:
     """(what was looked at, what is wrong and the command that helps, or '' where it is right)."""
-    checks = {"pinned packages": _packages, "params.yaml": _params, "dvc.yaml": _graph, "dvc.lock": _lock,
+    checks = {"pinned packages": _packages, "params.yaml": _params, "dvc.yaml": _graph, "dvc": _dvc,
               "recordings": _recordings, "store": _store, "git": _git}
     return [(name, _text(check, root)) for name, check in checks.items()]
 
@@ -28,8 +28,10 @@ def examine(root: Path) -> list[tuple[str, str]]:
 def _text(check: Callable[[Path], None], root: Path) -> str:
     try:
         check(root)
-    except RoadmillError as error:
-        return str(error)
+    except Exception as error:
+        if not told(error):
+            raise
+        return told(error)
     return ""
 
 
@@ -45,43 +47,45 @@ def _params(root: Path) -> None:
 
 
 def _graph(root: Path) -> None:
-    graph = yaml.safe_load((root / "dvc.yaml").read_text())
-    for stage, entry in graph["stages"].items():
-        listed = {dep for dep in entry["deps"] if dep.startswith("stages/")}
+    graph = knobs.read(root / "dvc.yaml", "`git checkout dvc.yaml` restores it")
+    for stage in STAGES:
+        listed = {dep for dep in graph.get("stages", {}).get(stage, {}).get("deps", []) if dep.startswith("stages/")}
         if listed != set(code.source_files(root, f"stages.{stage}")):
             raise ConfigError(f"{stage} does not depend on exactly the code it imports\n  `roadmill compose` mends it")
 
 
-def _lock(root: Path) -> None:
-    path = root / "dvc.lock"
-    if not path.exists():
-        return
+def _dvc(root: Path) -> None:
     try:
-        whole = isinstance(yaml.safe_load(path.read_text()).get("stages"), dict)
-    except (yaml.YAMLError, AttributeError):
-        whole = False
-    if not whole:
-        raise ConfigError("it is torn, as after a kill while it was written\n"
-                          "  `git checkout dvc.lock`, or delete it; then `dvc repro`: the store has what was done")
+        say(root, "dvc", "status", "--json")
+    except ConfigError as error:
+        if "dvc.lock" in str(error):
+            raise ConfigError("dvc.lock: it is torn, as after a kill while DVC wrote it\n  `git checkout dvc.lock`, or "
+                              "delete it; then `dvc repro`: the store has what was done") from None
+        if "RWLock" in str(error):
+            raise ConfigError(".dvc/tmp/rwlock is torn, as after a kill while DVC wrote it\n"
+                              "  `rm .dvc/tmp/rwlock`, where no other DVC runs here") from None
+        raise
 
 
 def _recordings(root: Path) -> None:
     harness = Harness(root)
-    hashes = sources.Hashes(root)
+    hashes = sources.Hashes(harness.site.root)
     for recording in recordings.read(root / "data" / "recordings"):
         sources.locate(recording, harness.site.sources.values(), hashes)
-    hashes.save()
 
 
 def _store(root: Path) -> None:
     place = Harness(root).site.store
     place.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"{place} cannot be written\n  `chmod u+w {place}`, or name another in conf/store/")
     if free_bytes < LOW_DISK_BYTES:
         raise ConfigError(f"{place} has {free_bytes / 2**30:.1f} GiB left\n  free some, or name another in conf/store/")
 
 
 def _git(root: Path) -> None:
-    for key in ("user.name", "user.email"):
-        if not subprocess.run(["git", "config", key], cwd=root, capture_output=True, text=True).stdout.strip():
-            raise ConfigError(f"{key} is not set, so experiments cannot be recorded\n  `git config {key} …`")
+    say(root, "git", "rev-parse", "--git-dir")
+    if not has_identity(root):
+        raise ConfigError("it does not know who commits, so experiments cannot be recorded\n"
+                          "  `git config user.email YOU@HOST` and `git config user.name NAME`")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from stages.lib import recordings, site, sources
 from stages.lib.errors import ConfigError
 from stages.lib.recordings import Recording
 from stages.tools import config
+from stages.tools.programs import say
 
 SIDE_FILES = {"human": ".labels.json", "truth": ".truth.json"}
 
@@ -32,40 +31,65 @@ class Scanned:
 
 
 def scan(root: Path, source: Path, rig: str) -> Scanned:
-    """Writes data/recordings/<folder name>.jsonl and data/labels, and tracks both with DVC.
+    """Writes data/recordings/<name of SOURCE>.jsonl and data/labels, and tracks both with DVC.
 
-    The recordings of other scans stay. Raises ConfigError where the source is empty, two recordings have the same
-    bytes, or the rig is unknown.
+    `source` is a folder of recordings, or one recording. Those of other scans stay. Raises ConfigError where there are
+    none, two have the same bytes or name, the rig is unknown, or the name of SOURCE is another scan's.
     """
-    if not source.is_dir():
-        raise ConfigError(f"{source} is not a folder\n  `roadmill scan SOURCE` reads a folder of recordings")
-    config.use_rig(root, rig)
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist\n"
+                          "  `roadmill scan SOURCE` takes a folder of recordings, or one of them")
+    config.known_rig(root, rig)
+    _want_fetched(root)
     source = source.resolve()
-    found = _describe(source, rig, sources.Hashes(root))
+    paths = sources.discover(source)
+    base = source.parent if paths == [source] else source
     listing = root / "data" / "recordings" / f"{source.name}.jsonl"
     before = {one.name: one for one in recordings.read_listing(listing)} if listing.exists() else {}
-    recordings.write_listing(found, listing)
-    recordings.read(listing.parent)
-    site.remember_source(root, source.name, source)
-    num_labels = _copy_labels(root, source, found, gone=set(before) - {one.name for one in found})
-    _track(root)
+    hashes = sources.Hashes(root)
+    found = [sources.describe(path, path.relative_to(base).as_posix(), rig, hashes)
+             for path in track(paths, description="hashing", transient=True)]
     now = {one.name: one for one in found}
+    _want_own_name(root, source.name, base, set(now) & set(before))
+    _want_no_twins(listing, base, found)
+    config.use_rig(root, rig)
+    recordings.write_listing(found, listing)
+    site.remember_source(root, source.name, base)
+    num_labels = _copy_labels(root, base, found, gone=set(before) - set(now))
+    say(root, "dvc", "add", "--quiet", "data/recordings", "data/labels")
     return Scanned(source.name, len(found), sum(one.bytes for one in found), num_labels,
                    sorted(set(now) - set(before)), sorted(set(before) - set(now)),
-                   sorted(name for name in set(now) & set(before) if now[name].digest != before[name].digest))
+                   sorted(name for name in set(now) & set(before) if now[name] != before[name]))
 
 
-def _describe(source: Path, rig: str, hashes: sources.Hashes) -> list[Recording]:
-    paths = sources.discover(source)
-    found = [sources.describe(path, path.relative_to(source).as_posix(), rig, hashes)
-             for path in track(paths, description="hashing", transient=True)]
-    hashes.save()
-    twins = [digest for digest, count in Counter(one.digest for one in found).items() if count > 1]
-    if twins:
-        names = [one.name for one in found if one.digest == twins[0]]
-        raise ConfigError(f"{source}: {' and '.join(names[:2])} are the same bytes ({twins[0][:12]}…): one drive would "
-                          "be learned from twice\n  move one of them away and scan again")
-    return found
+def _want_fetched(root: Path) -> None:
+    for folder in ("data/recordings", "data/labels"):
+        if (root / f"{folder}.dvc").exists() and not (root / folder).exists():
+            raise ConfigError(f"{folder} is in this commit, but not on this disk: a scan would forget what it holds\n"
+                              f"  `dvc pull {folder}` fetches it; `git rm {folder}.dvc` begins anew")
+
+
+def _want_own_name(root: Path, scan_name: str, base: Path, kept: set[str]) -> None:
+    """A scan replaces the earlier one of its name: that must be the same folder, or hold some of its recordings."""
+    earlier = site.read_sources(root).get(scan_name)
+    if earlier and earlier.resolve() != base and earlier.exists() and not kept:
+        raise ConfigError(f"the scan {scan_name!r} is of {earlier}; {base} would replace all its recordings\n"
+                          "  rename one of the two folders, or scan one above both")
+
+
+def _want_no_twins(listing: Path, base: Path, found: list[Recording]) -> None:
+    known = {}
+    for other in sorted(listing.parent.glob("*.jsonl")):
+        if other != listing:
+            for one in recordings.read_listing(other):
+                known[one.name] = known[one.digest] = f"{one.name!r} of the scan {other.stem!r}"
+    for one in found:
+        for what, value in (("bytes", one.digest), ("name", one.name)):
+            if value in known:
+                raise ConfigError(f"{base / one.name} has the same {what} as {known[value]}\n"
+                                  "  move one away, or scan a folder above both so that their names differ; "
+                                  "`rm data/recordings/SCAN.jsonl` forgets a scan")
+        known[one.digest] = repr(one.name)
 
 
 def _copy_labels(root: Path, source: Path, found: list[Recording], gone: set[str]) -> dict[str, int]:
@@ -89,10 +113,3 @@ def _copy_labels(root: Path, source: Path, found: list[Recording], gone: set[str
     if not readme.exists():
         readme.write_text("human/<recording>.json, truth/<recording>.json: OpenLABEL 1.0, copied by `roadmill scan`\n")
     return counts
-
-
-def _track(root: Path) -> None:
-    command = ["dvc", "add", "--quiet", "data/recordings", "data/labels"]
-    ran = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    if ran.returncode:
-        raise ConfigError(f"dvc add data/recordings data/labels failed: {ran.stderr.strip()[-300:]}")

@@ -3,63 +3,74 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from stages.harness import STAGES, Harness, module_of
+from stages.harness import ITEM_STAGES, STAGES, Harness, Planned, known_stage
+from stages.lib import knobs
 from stages.lib.errors import ConfigError
 from stages.lib.knobs import near_miss
+from stages.store.action import Action
+from stages.tools.programs import say
+
+GONE = ("deleted", "not in cache")
+SINGLE = ("train", "evaluate")  # of one item, named after the run; seconds to import
 
 
 def why(root: Path, stage: str | None) -> list[str]:
     """Lines that say which stages will run and why: the knob, old and new, the input or the code that changed."""
-    if stage is not None:
-        module_of(stage)
-    status, locked, params = _status(root), _locked(root), yaml.safe_load((root / "params.yaml").read_text())
-    runs: dict[str, list[str]] = {}
+    wanted = [known_stage(stage)] if stage else STAGES
+    params = knobs.read(root / "params.yaml", "`roadmill compose` makes it from conf/")
+    status = json.loads(say(root, "dvc", "status", "--json") or "{}")
+    locked = knobs.read(root / "dvc.lock", "").get("stages", {}) if (root / "dvc.lock").exists() else {}
+    graph = knobs.read(root / "dvc.yaml", "`git checkout dvc.yaml` restores it")["stages"]
+    reasons = {name: list(_reasons(status.get(name, []), locked.get(name, {}), params)) for name in STAGES}
+    moved: list[str] = []
+    lines, quiet = [], []
     for name in STAGES:
-        reasons = list(_reasons(name, status.get(name, []), locked.get(name, {}), params, runs))
-        if reasons:
-            runs[name] = reasons
-    wanted = [stage] if stage else STAGES
-    lines = []
-    for name in wanted:
-        if name in runs:
-            lines += [f"{name} will run", *(f"  {reason}" for reason in runs[name])]
-    quiet = [name for name in wanted if name not in runs]
+        before = [earlier for earlier in moved if set(graph[earlier]["outs"]) & set(graph[name]["deps"])]
+        if reasons[name] or before:
+            moved.append(name)
+        if name not in wanted:
+            continue
+        if reasons[name]:
+            lines += [f"{name} will run", *(f"  {reason}" for reason in reasons[name])]
+        elif before:
+            lines.append(f"{name} will run if the output of {' or '.join(before)} changes")
+        else:
+            quiet.append(name)
     if quiet:
         lines.append(f"{', '.join(quiet)}: unchanged")
-    if stage in runs:
-        later = [name for name in STAGES if name in runs and STAGES.index(name) > STAGES.index(stage)]
+    if stage in moved:
+        later = [name for name in moved if STAGES.index(name) > STAGES.index(stage)]
         lines.append(f"what follows: {', '.join(later) or 'nothing'}, as far as its output changes")
     return lines
 
 
-def _reasons(stage: str, status: list, locked: Mapping, params: Mapping, runs: Mapping) -> Iterator[str]:
+def _reasons(status: list, locked: Mapping, params: Mapping) -> Iterator[str]:
     if not locked:
         yield "it has never run here (not in dvc.lock)"
         return
-    inputs = set(module_of(stage).INPUTS)
+    gone: list[str] = []
     for change in status:
-        if "changed command" in str(change):
-            yield "its command changed (dvc.yaml)"
+        if isinstance(change, str):
+            yield f"{change} (dvc.yaml)"
             continue
         for kind, what in change.items():
             for path, state in what.items():
                 if path == "params.yaml":
-                    yield from _knob_changes(locked["params"]["params.yaml"], params)
+                    yield from _knob_changes(locked.get("params", {}).get("params.yaml", {}), params)
+                elif state in GONE:
+                    gone.append(path)
                 elif kind == "changed outs":
                     yield f"{path}: its output is {state}"
                 elif path.startswith("stages/"):
                     yield f"{path}: code {state}"
                 else:
                     yield f"{path}: {state}"
-    for name in sorted(inputs & set(runs), key=STAGES.index):
-        yield f"{name} runs before it"
+    if gone:
+        yield f"not on this machine: {', '.join(gone)}; `dvc pull` fetches it, `dvc repro --allow-missing` does without"
 
 
 def _knob_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -77,53 +88,58 @@ def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def _status(root: Path) -> dict[str, list]:
-    ran = subprocess.run(["dvc", "status", "--json"], cwd=root, capture_output=True, text=True)
-    if ran.returncode:
-        raise ConfigError(f"dvc status failed: {ran.stderr.strip()[-300:]}\n  `roadmill doctor` looks for the cause")
-    return json.loads(ran.stdout or "{}")
-
-
-def _locked(root: Path) -> dict[str, Any]:
-    path = root / "dvc.lock"
-    if not path.exists():
-        return {}
-    return (yaml.safe_load(path.read_text()) or {}).get("stages", {})
-
-
 def explain(root: Path, name: str) -> list[str]:
-    """Lines that say, for each stage with an item of this name (a drive, a scene, or the start of one), whether its
-    result is in the store, and if not, what differs from the last time."""
-    harness, lines, seen = Harness(root), [], set()
-    for stage in STAGES:
-        if not hasattr(module_of(stage), "plan"):
-            continue
-        plan = harness.plan(stage)
-        seen |= {one.item.name for one in plan}
-        for one in plan:
-            if name not in (one.item.name, one.item.params.get("scene_token"), one.item.params.get("drive_name")):
-                continue
-            result = harness.store.done(one.action.generation).get(one.action.key)
-            known = bool(result) and harness.store.result(result) is not None
-            lines.append(f"{stage:<10}{one.item.name}   {'hit' if known else 'miss'}   action {one.action.key[:12]}…")
-            if not known:
-                lines += [f"  {text}" for text in _differences(harness, one)]
+    """Lines that say for each step of a drive, a scene or a run whether its result is in the store, and what differs
+    from the last time if not. Raises ConfigError where no stage has an item of this name or token."""
+    harness, lines, seen, missed, names = Harness(root), [], set(), "", {name}
+    for stage in ITEM_STAGES:
+        if lines and stage in SINGLE:
+            break
+        try:
+            plan = harness.plan(stage)
+        except ConfigError as error:
+            if not lines:
+                raise
+            lines.append(f"{stage:<10}not planned: {str(error).splitlines()[0]}")
+            break
+        seen |= set(plan)
+        for one in plan.values():
+            if names & {one.item.name, one.item.params.get("scene_token"), one.item.params.get("drive_name")}:
+                names.add(one.item.name)
+                hit = harness.store.lookup(one.action) is not None
+                lines.append(f"{stage:<10}{one.item.name}   {'hit' if hit else 'miss'}   action {one.action.key[:12]}…"
+                             + (f"   as data/ is now; {missed} runs first" if missed else ""))
+                lines += [] if hit else [f"  {text}" for text in _differences(harness, one)]
+                missed = missed or ("" if hit else stage)
     if not lines:
-        raise ConfigError(f"no item is called {name!r}{near_miss(name, seen)}; an item is a drive, a scene or a run, "
-                          "as data/*/manifest.jsonl names it")
+        raise ConfigError(f"no item is called {name!r}{near_miss(name, seen)}; an item is a drive, a scene or a run\n"
+                          "  data/*/manifest.jsonl name them")
     return lines
 
 
-def _differences(harness: Harness, planned: Any) -> list[str]:
-    history = harness.store.history(planned.stage, planned.item.name)
-    if not history:
+def _differences(harness: Harness, planned: Planned) -> list[str]:
+    last, now = _last(harness, planned), planned.action.document
+    if last is None:
         return ["never made in this store"]
-    last, now = history[-1], planned.action.document
     if last == now:
         return ["made before, but its result is gone from the store: it will be made again"]
     before, after = dict(_leaves(last)), dict(_leaves(now))
-    return [f"{key}   {_short(before.get(key, '(none)'))} -> {_short(after.get(key, '(none)'))}"
-            for key in sorted(set(before) | set(after)) if before.get(key) != after.get(key)]
+    lines = [f"{key}   {_short(before.get(key, '(none)'))} -> {_short(after.get(key, '(none)'))}"
+             for key in sorted(set(before) | set(after)) if before.get(key) != after.get(key)]
+    if before["code"] != after["code"]:
+        lines.append(f"same results, trust me: cache.code_pins.{planned.stage}={before['code']}")
+    return lines
+
+
+def _last(harness: Harness, planned: Planned) -> Mapping[str, Any] | None:
+    """The item's action that gave what data/<stage> holds now, else the newest that was done here."""
+    history = harness.store.history(planned.stage, planned.item.name)
+    held = {row["name"]: row.get("outputs") for row in harness.manifest_rows(planned.stage)}.get(planned.item.name)
+    for document in reversed(history):
+        result = harness.store.lookup(Action(**document))
+        if result is not None and result["outputs"] == held:
+            return document
+    return history[-1] if history else None
 
 
 def _short(value: Any) -> str:
