@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.harness import ITEM_STAGES, STAGES
+from stages.harness import ITEM_STAGES, STAGES, Harness, load_knobs
+from stages.lib.errors import ConfigError
 from stages.sim.sensors import Spec
 from stages.sim.simulate import simulate
 from tests import clones
@@ -30,7 +31,7 @@ curate: {scene_s: 2.0, min_scene_s: 2.0, rules: {moving: null}}
 split: {quotas: {train: 0.5, val: 0.5, test: 0.0}}
 sample: {keyframe_hz: 2.0, num_pictures: 4, jpeg_quality: 95}
 autolabel: {min_score: 0.1, num_pictures: 3}
-train: {steps: 1, batch_size: 1, bn_batches: 1, num_sweeps: 1, pillar_m: 1.6, pillar_channels: 4, stages: [4, 4, 4],
+train: {steps: 1, batch_size: 1, bn_batches: 1, num_sweeps: 1, pillar_m: 2.5, pillar_channels: 4, stages: [4, 4, 4],
         neck_channels: 4}
 """
 
@@ -123,7 +124,8 @@ def test_experiments_beside_each_other_share_the_store(clone):
     (slow,) = experiments(clone)
     assert num_rows(clone, rev=slow) == num_rows(clone) == NUM_SCENES
     assert num_rows(clone, SAMPLES, slow) < num_rows(clone, SAMPLES)
-    run(clone, "dvc", "exp", "run", "--queue", "-S", "sample.keyframe_hz=1,2", "-S", "sample.num_pictures=4,2", "sample")
+    sweep = ("-S", "sample.keyframe_hz=1,2", "-S", "sample.num_pictures=4,2")
+    run(clone, "dvc", "exp", "run", "--queue", *sweep, "sample")
     run(clone, "dvc", "exp", "run", "--run-all")
     found = set()
     for rev in experiments(clone) - {slow}:
@@ -141,7 +143,11 @@ def experiments(clone: Path) -> set[str]:
 
 
 def test_a_fresh_clone_runs_nothing_with_or_without_pulled_data(clone, tmp_path):
-    fresh = shared(clone, tmp_path)
+    run(clone, "dvc", "remote", "add", "--default", "team", str(tmp_path / "remote"))
+    run(clone, "git", "commit", "--quiet", "-m", "remote", ".dvc/config")
+    run(clone, "dvc", "push")
+    run(tmp_path, "git", "clone", "--quiet", str(clone), "fresh")
+    fresh = tmp_path / "fresh"
     assert ran(run(fresh, "dvc", "repro", "--allow-missing")) == []
     run(fresh, "dvc", "pull")
     assert ran(run(fresh, "dvc", "repro", "--allow-missing")) == []
@@ -154,15 +160,6 @@ def test_a_fresh_clone_runs_nothing_with_or_without_pulled_data(clone, tmp_path)
     assert "Traceback" not in text
 
 
-def shared(clone: Path, tmp_path: Path) -> Path:
-    """A fresh clone of what the clone has pushed."""
-    run(clone, "dvc", "remote", "add", "--default", "team", str(tmp_path / "remote"))
-    run(clone, "git", "commit", "--quiet", "-m", "remote", ".dvc/config")
-    run(clone, "dvc", "push")
-    run(tmp_path, "git", "clone", "--quiet", str(clone), "fresh")
-    return tmp_path / "fresh"
-
-
 def test_a_recorded_experiment_is_a_commit_that_a_fresh_clone_agrees_with(clone, tmp_path):
     run(clone, "dvc", "exp", "run", "-S", "sample.num_pictures=2")
     assert "sample.num_pictures=2" in run(clone, "roadmill", "record", "two")
@@ -172,20 +169,19 @@ def test_a_recorded_experiment_is_a_commit_that_a_fresh_clone_agrees_with(clone,
     assert "sample.num_pictures=3" in text
     assert "sample.num_pictures=2" not in text, "an experiment stands by itself"
     assert run(clone, "git", "status", "--porcelain") == ""
+    run(clone, "git", "diff", "--exit-code", "HEAD", "three")
     assert "'three' is taken" in run(clone, "roadmill", "record", "three", code=2)
     assert "cannot name an experiment" in run(clone, "roadmill", "record", "a..b", code=2)
-    fresh = shared(clone, tmp_path)
-    assert yaml.safe_load((fresh / "params.yaml").read_text())["sample"]["num_pictures"] == 3
-    run(fresh, "dvc", "pull")
-    text = run(fresh, "dvc", "exp", "run", "--allow-missing", code=None)
-    assert ran(text) == []
-    assert run(fresh, "git", "status", "--porcelain") == ""
+    run(tmp_path, "git", "clone", "--quiet", str(clone), "fresh")
+    fresh = tmp_path / "fresh"
     shown = run(fresh, "dvc", "metrics", "show", "-T")
     assert "two" in shown
     assert "three" in shown
-    run(fresh, "git", "checkout", "--quiet", "two")
-    assert yaml.safe_load((fresh / "params.yaml").read_text())["sample"]["num_pictures"] == 2
-    assert ran(run(fresh, "dvc", "exp", "run", "--allow-missing", code=None)) == []
+    for name, pictures in (("three", 3), ("two", 2)):
+        run(fresh, "git", "checkout", "--quiet", name)
+        assert yaml.safe_load((fresh / "params.yaml").read_text())["sample"]["num_pictures"] == pictures
+        assert ran(run(fresh, "dvc", "exp", "run", "--allow-missing")) == []
+        assert run(fresh, "git", "status", "--porcelain") == ""
 
 
 def lose(store: Path, what: str) -> None:
@@ -371,11 +367,11 @@ def test_items_that_fail_hang_or_crash_are_named_and_the_others_are_kept(clone):
 
     (clone / "stages/ingest.py").write_text(healthy)
     set_knob(clone, "ingest", "max_failed_ratio", 0.1)
-    assert "short/drive_0000" in run(clone, "dvc", "repro", "merge")
+    assert "ingest: short/drive_0000: " in run(clone, "python", "-m", "stages", "ingest")
     manifest = (clone / "data/ingest/manifest.jsonl").read_text()
     assert '"error":"short/drive_0000/' in manifest
     assert str(clone) not in manifest, "it is the same on every machine"
-    assert num_rows(clone) == NUM_SCENES
+    assert len(manifest.splitlines()) == NUM_DRIVES
 
 
 def test_explain_says_hit_or_miss_and_what_differs_from_what_is_there(clone):
@@ -396,54 +392,54 @@ def test_explain_says_hit_or_miss_and_what_differs_from_what_is_there(clone):
     old = text.split("cache.code_pins.ingest=")[1].split()[0]
     set_knob(clone, "cache", "code_pins", {"ingest": old})
     assert "hit" in run(clone, "roadmill", "explain", "long/drive_0001").splitlines()[0]
-    params = clone / "params.yaml"
-    params.write_text(params.read_text().replace("salt: ''", "salt: again"))
-    assert "  salt    -> again\n" in run(clone, "roadmill", "explain", "long/drive_0001")
     assert "is called 'drive_9'" in run(clone, "roadmill", "explain", "drive_9", code=2)
 
 
-def test_settings_that_are_wrong_are_one_to_three_lines(clone):
+def test_settings_that_are_wrong_are_one_to_three_lines_with_exit_code_2(clone):
     params = clone / "params.yaml"
     good = params.read_text()
 
-    def says(words: str, *command: str, **environment: str) -> None:
-        text = run(clone, *command, code=2, **environment)
+    def says(words: str, *command: str, code: int = 2, **environment: str) -> None:
+        text = run(clone, *command, code=code, **environment)
         assert words in text
         assert len(text.splitlines()) <= 3
         assert "Traceback" not in text
 
+    curate = ("python", "-m", "stages", "curate")
     params.write_text(good.replace("scene_s: 2.0", "scene_ss: 2.0"))
-    says("curate.scene_ss is not a knob, did you mean scene_s?", "python", "-m", "stages", "curate")
-    params.write_text(good.replace("\ncurate:", "\ncurat:"))
-    says("unknown section 'curat', did you mean curate?", "python", "-m", "stages", "ingest")
-    params.write_text(good.replace("code_pins: {}", "code_pins: {ingst: abc}"))
-    says("'ingst' is not a stage, did you mean ingest?", "python", "-m", "stages", "ingest")
-    params.write_text("ingest: [\n}")
-    says("params.yaml, line 2: not YAML", "python", "-m", "stages", "curate")
+    says("curate.scene_ss is not a knob, did you mean scene_s?", *curate)
     params.unlink()
-    says("params.yaml does not exist\n  `roadmill compose` makes it", "python", "-m", "stages", "curate")
-    says("params.yaml does not exist", "roadmill", "why")
+    says("params.yaml does not exist\n  `roadmill compose` makes it", "roadmill", "why")
     params.write_text(good.replace("scene_s: 2.0", "scene_s: 3.0"))
     assert "it is not the composition of conf/" in run(clone, "roadmill", "doctor", code=2)
     says("not up to date: curate", "roadmill", "record", "later")
     params.write_text(good)
     says("'ingst' is not a stage, did you mean ingest?", "python", "-m", "stages", "ingst")
-    says("usage: python -m stages STAGE", "python", "-m", "stages")
-    says("ROADMILL_STORE is 's3', but", "python", "-m", "stages", "curate", ROADMILL_STORE="s3")
+    says("ROADMILL_STORE is 's3', but", *curate, ROADMILL_STORE="s3")
     says("no dvc.yaml here or above", "env", "-C", "/", "roadmill", "why")
     experiment = clone / "conf/experiment/small.yaml"
-    knobs = experiment.read_text()
-    experiment.write_text(knobs.replace("scene_s: 2.0", "scene_s: 0"))
-    says("curate.scene_s is 0", "roadmill", "compose")
-    experiment.write_text(knobs + "smaple: {}\n")
-    says("unknown section 'smaple', did you mean sample?", "roadmill", "compose")
-    experiment.write_text(knobs + "a: [\n")
-    says("conf/ does not compose", "roadmill", "compose")
+    for wrong, words in (("curate: {scene_s: 0}\n", "curate.scene_s is 0"), ("a: [\n", "conf/ does not compose: "),
+                         ("smaple: {}\n", "unknown section 'smaple', did you mean sample?")):
+        experiment.write_text(f"# @package _global_\n{wrong}")
+        says(words, "roadmill", "compose")
     assert params.read_text() == good
     (clone / "here").write_text("")
     (clone / "store.yaml").write_text("root: here/store\n")
-    text = run(clone, "python", "-m", "stages", "curate", code=4, ROADMILL_STORE="store.yaml")
-    assert "here/store/tmp: Not a directory\n  `roadmill doctor` looks at the store and its disk\n" in text
-    assert len(text.splitlines()) == 2
+    says("here/store/tmp: Not a directory\n  `roadmill doctor` looks at the store", *curate, code=4,
+         ROADMILL_STORE="store.yaml")
     shutil.rmtree(clone / "data/curate")
     says("data/curate does not exist\n  `dvc repro curate` makes it", "python", "-m", "stages", "split")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("ingest: [\n}", r"params.yaml, line 2: not YAML, .*\n  `roadmill compose`"),
+    ("", r"params.yaml holds None, expected sections\n  `roadmill compose`"),
+    ("curat: {}", "unknown section 'curat', did you mean curate?"),
+    ("cache: {salt: '', code_pins: {ingst: abc}}", "'ingst' is not a stage, did you mean ingest?"),
+    ("ingest: {}", "has no section 'cache'"),
+], ids=["torn", "empty", "another section", "another stage", "a section is missing"])
+def test_a_params_file_that_is_wrong_is_named_with_what_mends_it(tmp_path, text, words):
+    shutil.copytree(clones.ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_knobs(Harness(tmp_path).params, "cache")

@@ -87,7 +87,7 @@ def test_what_rides_along_is_part_of_the_ego_vehicle():
     standing, others = drive(1.6)
     assert others.is_empty()
     assert standing.height == 20
-    _, others = drive(0.8)  # 15 m are too short a way to tell
+    _, others = drive(0.3)  # 6 m are too short a way to tell
     assert others.height == 20
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from stages.lib import geometry, objects, pack, tables
+from stages.lib import geometry, pack, tables
+from stages.lib.boxes import count_inside
 from stages.lib.errors import DataError
 
 MAX_CHAIN_US = 1_500_000  # as nuscenes-devkit: no velocity from neighbours further away than this
@@ -68,16 +69,8 @@ def count_points(boxes: pl.DataFrame, sweeps: pl.DataFrame, pack_of: Callable[[s
             sweep = sweep_of[token]
             points = pack.read_points(pack.read_member(pack_of(sweep["scene_token"]), sweep["offset"], sweep["bytes"]))
             xyz = geometry.apply(_transform(sweep, "") @ _transform(sweep, "_sensor"), points[:, :3].astype(float))
-            counts[rows["row"].to_numpy()] = points_inside(xyz, rows.select(BOX).to_numpy())
+            counts[rows["row"].to_numpy()] = count_inside(xyz, rows.select(BOX).to_numpy())
     return boxes.with_columns(pl.Series("num_lidar_pts", counts, pl.Int64))
-
-
-def points_inside(xyz: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """`objects.count_inside`, (M,), of many points: each box is held against those of its own range of x alone."""
-    xyz = xyz[np.argsort(xyz[:, 0], kind="stable")]
-    reach_m = np.hypot(boxes[:, 3], boxes[:, 4]) / 2 + 1e-6
-    first, last = np.searchsorted(xyz[:, 0], [boxes[:, 0] - reach_m, boxes[:, 0] + reach_m])
-    return np.array([objects.count_inside(xyz[a:b], box[None])[0] for a, b, box in zip(first, last, boxes)], np.int64)
 
 
 def _transform(row: Mapping[str, float], suffix: str) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from stages.lib import tracking
-from stages.lib.boxes import count_inside, rotate  # noqa: F401  lib/annotations.py takes count_inside from here
+from stages.lib.boxes import rotate
 from stages.lib.geometry import wrap_rad
 from stages.lib.knobs import knob
 from stages.lib.sightings import Sightings, of_rows

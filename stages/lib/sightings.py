@@ -22,7 +22,7 @@ COLUMN_M = 6.0  # nothing higher is looked at
 BIG_M = 15.0  # longer things are walls and hedges
 HOLDS_M = (8.0, 3.0)  # what is in the rectangle of a longer or wider thing need not belong to it
 OWN_RANGE_M, OWN_CELL_M = 3.0, 0.2  # what is in the same cell so near the sensor,
-OWN_SHARE, OWN_WAY_M = 0.6, 20.0  # in this share of the sweeps of so long a way, rides along
+OWN_SHARE, OWN_WAY_M = 0.6, 6.0  # in this share of the sweeps of so long a way, rides along
 UPPER = 0.7  # of its height: what is over this is its upper part
 
 # One row per sweep and thing in it, map frame.

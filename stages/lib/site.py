@@ -74,8 +74,9 @@ def remember_source(root: Path, scan: str, folder: Path) -> None:
     """Notes where this machine keeps the recordings of a scan."""
     path, known, folder = root / SOURCES, _known_sources(root), folder.resolve()
     known[scan] = str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
-    part = path.with_suffix(".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    part = root / ".roadmill" / "sources.part"
+    for place in (path, part):
+        place.parent.mkdir(parents=True, exist_ok=True)
     part.write_text("# where this machine keeps the recordings of each scan; written by `roadmill scan`\n"
                     + yaml.safe_dump(known))
     part.replace(path)
