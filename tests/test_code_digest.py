@@ -1,5 +1,8 @@
 """The code digest covers what an operation runs, and nothing else."""
 
+import os
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -65,6 +68,50 @@ def test_what_run_does_not_reach_changes_nothing(digest, change):
 ], ids=["constant", "helper", "call", "import of an import"])
 def test_what_run_reaches_changes_the_digest(digest, change):
     assert digest() != digest(**change)
+
+
+OP = "def run(cfg):\n    return 1\n"
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("class A:\n    def half(self):\n        return 1\ndef run(cfg):\n    return A()\n", ("return 1\ndef", "return 2\ndef")),
+    ("LIMIT = 1\ndef run(cfg):\n    def inner():\n        return LIMIT\n    return inner()\n", ("= 1", "= 2")),
+    ("A, B = 1, 2\ndef run(cfg):\n    return B\n", ("1, 2", "1, 3")),
+    ("def deco(f):\n    return f\n@deco\ndef run(cfg):\n    return 1\n", ("return f", "return len")),
+    ("RULES = []\ndef rule(f):\n    RULES.append(f)\n@rule\ndef first(x):\n    return 1\n"
+     "def run(cfg):\n    return RULES\n", ("return 1", "return 2")),
+    ("TABLE = {}\nTABLE['a'] = 1\ndef run(cfg):\n    return TABLE\n", ("= 1", "= 2")),
+    ("import numpy\nnumpy.seterr(all='raise')\n" + OP, ("raise", "warn")),
+    ("try:\n    import numpy as np\nexcept ImportError:\n    np = None\ndef run(cfg):\n    return np\n", ("None", "0")),
+    ("if True:\n    LIMIT = 1\ndef run(cfg):\n    return LIMIT\n", ("= 1", "= 2")),
+    ("LIMIT = 1\nLIMIT += 1\ndef run(cfg):\n    return LIMIT\n", ("+= 1", "+= 2")),
+    ("def run(cfg, limit=1):\n    return limit\n", ("=1", "=2")),
+], ids=["method", "nested", "unpacked", "decorator", "register", "item", "side effect", "try", "if", "augmented", "default"])
+def test_all_that_python_lets_run_reach_changes_the_digest(digest, before, after):
+    assert before.count(after[0]) == 1
+    assert digest(stages__op=before) != digest(stages__op=before.replace(*after))
+
+
+@pytest.mark.parametrize("line", [
+    "import stages.lib.far as other", "from stages.lib import far as other", "from stages.lib.far import two as other",
+    "from .lib import far as other", "from .lib.far import two as other", "from stages.lib.far import *",
+], ids=str)
+def test_every_way_to_import_is_followed(digest, line):
+    op = f"{line}\ndef run(cfg):\n    return {'two' if '*' in line else 'other'}\n"
+    assert digest(stages__op=op) != digest(stages__op=op, **changed("x / 2", "x / 3", "stages/lib/far.py"))
+    inside = f"def run(cfg):\n    {line}\n    return other\n"
+    assert "*" in line or digest(stages__op=inside) != digest(
+        stages__op=inside, **changed("x / 2", "x / 3", "stages/lib/far.py"))
+
+
+def test_the_digest_does_not_depend_on_the_order_of_sets(digest, tmp_path):
+    expected = digest()
+    script = ("import sys; from pathlib import Path; from stages.store import code; "
+              f"print(code.code_digest(Path(sys.argv[1]), 'stages.op', 'run', {PINS}))")
+    for seed in "01":
+        ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], text=True, capture_output=True, check=True,
+                             env={**os.environ, "PYTHONHASHSEED": seed})
+        assert ran.stdout.strip() == expected
 
 
 def test_a_version_counts_where_the_package_is_used(digest):

@@ -11,7 +11,18 @@ import pytest
 from stages.runners.local import TaskFailedError, perform
 
 
+class OddError(Exception):
+    """Cannot be unpickled: its arguments are not those it is made with."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} at {where}")
+
+
 def _work(task):
+    if task == "odd":
+        raise OddError("odd", 3)
+    if task == "exit":
+        sys.exit(3)
     if task == "hang":
         time.sleep(600)
     if task == "crash":
@@ -22,14 +33,15 @@ def _work(task):
 
 
 def test_a_task_that_fails_hangs_or_crashes_costs_itself_alone():
-    tasks = [1, "crash", 2, "raise", 3, "hang", 4]
+    tasks = [1, "crash", 2, "raise", 3, "hang", 4, "odd", 5, "exit", 6]
     got = dict(perform(_work, tasks, workers=2, timeout_s=8))
-    assert [got[i] for i in (0, 2, 4, 6)] == [2, 4, 6, 8]
+    assert [got[i] for i in (0, 2, 4, 6, 8, 10)] == [2, 4, 6, 8, 10, 12]
     assert "process died (exit code -9)" in str(got[1])
     assert isinstance(got[3], ValueError)
     assert str(got[5]) == "took more than 8 s and was stopped"
-    assert isinstance(got[1], TaskFailedError)
-    assert isinstance(got[5], TaskFailedError)
+    assert str(got[7]) == "OddError: odd at 3"
+    assert str(got[9]) == "SystemExit: 3"
+    assert all(isinstance(got[i], TaskFailedError) for i in (1, 5, 7, 9))
 
 
 def test_no_task_starts_no_process():

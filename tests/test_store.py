@@ -44,13 +44,14 @@ def test_a_blob_comes_back_with_its_bytes_and_cannot_be_written(tmp_path):
 
 def test_put_file_moves_and_put_copy_leaves_the_file(tmp_path):
     store = LocalStore(tmp_path / "store")
-    for name in ("moved", "copied"):
-        (tmp_path / name).write_bytes(name.encode())
-    moved, copied = store.put_file(tmp_path / "moved"), store.put_copy(tmp_path / "copied")
+    with store.scratch() as folder:
+        (folder / "moved").write_bytes(b"moved")
+        (tmp_path / "copied").write_bytes(b"copied")
+        moved, copied = store.put_file(folder / "moved"), store.put_copy(tmp_path / "copied")
+        assert list(folder.iterdir()) == []
     assert store.need(moved.digest).read_bytes() == b"moved"
     assert store.need(copied.digest).read_bytes() == b"copied"
-    assert not (tmp_path / "moved").exists()
-    assert (tmp_path / "copied").exists()
+    assert (tmp_path / "copied").read_bytes() == b"copied"
 
 
 def test_a_damaged_blob_is_never_returned_and_is_made_again(tmp_path, capsys):
@@ -81,6 +82,8 @@ def test_a_committed_action_is_found_by_one_listing(tmp_path):
     outputs = {"pack.tar": store.put_bytes(b"pack")}
     result = store.commit(ACTION, "scene a", {"num": 1}, outputs)
     assert store.done(ACTION.generation) == {ACTION.key: result}
+    assert store.lookup(ACTION) == store.result(result)
+    assert store.lookup(Action(**{**vars_of(ACTION), "salt": "other"})) is None
     assert store.result(result) == {"facts": {"num": 1}, "outputs": {"pack.tar": [digest_bytes(b"pack"), 4]}}
     assert store.history("sample", "scene a") == [ACTION.document]
     assert store.commit(ACTION, "scene a", {"num": 1}, outputs) == result
@@ -125,6 +128,11 @@ def test_a_writer_killed_at_any_moment_leaves_no_wrong_byte(tmp_path, capsys):
         [(digest, size)] = store.result(result)["outputs"].values()
         assert store.need(digest).stat().st_size == size
     assert "damaged" not in capsys.readouterr().err
+    with store.scratch() as own:
+        assert len(list((tmp_path / "tmp").iterdir())) > 1
+        store.remove_leftovers()
+        assert list((tmp_path / "tmp").iterdir()) == [own]
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_rebuilt_bytes_that_differ_are_an_error(tmp_path):

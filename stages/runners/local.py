@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, as_completed
 from typing import Any
@@ -14,7 +16,9 @@ from typing import Any
 import pebble
 
 PR_SET_PDEATHSIG = 1
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
+# A worker computes with one thread; joblib must not leave semaphores for a killed worker's tracker to complain about.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+               "POLARS_MAX_THREADS": "1", "JOBLIB_MULTIPROCESSING": "0"}
 
 
 class TaskFailedError(Exception):
@@ -30,13 +34,14 @@ def perform(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: in
     """
     if not tasks:
         return
-    for name in THREAD_VARIABLES:
-        os.environ.setdefault(name, "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
     with pebble.ProcessPool(max_workers=min(workers, len(tasks)), context=context,
                             initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         try:
-            futures = {pool.schedule(function, args=(task,), timeout=timeout_s): i for i, task in enumerate(tasks)}
+            futures = {pool.schedule(_attempt, args=(function, task), timeout=timeout_s): i
+                       for i, task in enumerate(tasks)}
             for future in as_completed(futures):
                 yield futures[future], _outcome(future, timeout_s)
         except BaseException:
@@ -50,6 +55,25 @@ def die_with_parent(parent_pid: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
+    """What the function returns. An exit, or an exception that cannot travel between processes, would end the pool."""
+    try:
+        return function(task)
+    except BaseException as error:
+        if isinstance(error, Exception) and _travels(error):
+            raise
+        traceback.print_exception(error)
+        raise TaskFailedError(f"{type(error).__name__}: {error}") from None
+
+
+def _travels(error: Exception) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
 
 
 def _outcome(future: pebble.ProcessFuture, timeout_s: float) -> Any:

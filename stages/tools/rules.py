@@ -21,7 +21,7 @@ from nuscenes.utils.splits import create_splits_scenes
 from PIL import Image, UnidentifiedImageError
 
 from stages.lib import canbus, geometry
-from stages.lib.annotations import points_inside
+from stages.lib.boxes import count_inside
 from stages.lib.nuscenes import BLOCKED_NUMBERS, CATEGORIES
 from stages.tools.view import View, is_key
 
@@ -269,7 +269,7 @@ def _miscounted(view: View, data: dict) -> Offences:
     boxes = view.boxes_of[data["sample_token"]]
     arrays = np.array([[*box["translation"], box["size"][1], box["size"][0], box["size"][2],
                         geometry.yaw_rad(np.array(box["rotation"]))] for box in boxes])
-    for box, num in zip(boxes, points_inside(xyz, arrays).tolist()):
+    for box, num in zip(boxes, count_inside(xyz, arrays).tolist()):
         said = box["num_lidar_pts"]
         if type(said) is int and abs(said - num) > max(3, 0.1 * num):
             yield box["token"], f"num_lidar_pts is {said}, its key frame has {num} points in the box"
