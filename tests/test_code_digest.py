@@ -20,6 +20,8 @@ FILES = {
         import numpy as np
         from stages.lib import near, report
         LIMIT = 3
+        class Knobs(near.Half):
+            limit: int = knob("a text")
         def run(cfg: int, out):
             """What it does."""
             # why
@@ -29,7 +31,7 @@ FILES = {
         def collect(cfg):
             return report.page(cfg)
         ''',
-    "stages/lib/near.py": "from stages.lib import far\ndef half(x):\n    return far.two(x)\n",
+    "stages/lib/near.py": "from stages.lib import far\nclass Half: pass\ndef half(x):\n    return far.two(x)\n",
     "stages/lib/far.py": "def two(x):\n    return x / 2\n",
     "stages/lib/report.py": "import polars\ndef page(x):\n    return x\n",
 }
@@ -57,7 +59,9 @@ def changed(old: str, new: str, path: str = "stages/op.py") -> dict[str, str]:
     changed("# why", "# because"), changed("cfg: int", "cfg: float"),
     changed("report.page(cfg)", "report.page(cfg, 2)"),
     changed("return x", "return x + 1", "stages/lib/report.py"), changed("LIMIT = 3", "LIMIT  =  3"),
-], ids=["module docstring", "docstring", "comment", "annotation", "collect", "what only collect imports", "spaces"])
+    changed("a text", "another text"),
+], ids=["module docstring", "docstring", "comment", "annotation", "collect", "what only collect imports", "spaces",
+        "a knob's text"])
 def test_what_run_does_not_reach_changes_nothing(digest, change):
     assert digest() == digest(**change)
 
@@ -74,7 +78,7 @@ OP = "def run(cfg):\n    return 1\n"
 
 
 @pytest.mark.parametrize(("before", "after"), [
-    ("class A:\n    def half(self):\n        return 1\ndef run(cfg):\n    return A()\n", ("return 1\ndef", "return 2\ndef")),
+    ("class A:\n    def half(self):\n        return 1\ndef run(cfg):\n    return A()\n", ("return 1", "return 2")),
     ("LIMIT = 1\ndef run(cfg):\n    def inner():\n        return LIMIT\n    return inner()\n", ("= 1", "= 2")),
     ("A, B = 1, 2\ndef run(cfg):\n    return B\n", ("1, 2", "1, 3")),
     ("def deco(f):\n    return f\n@deco\ndef run(cfg):\n    return 1\n", ("return f", "return len")),
@@ -85,8 +89,12 @@ OP = "def run(cfg):\n    return 1\n"
     ("try:\n    import numpy as np\nexcept ImportError:\n    np = None\ndef run(cfg):\n    return np\n", ("None", "0")),
     ("if True:\n    LIMIT = 1\ndef run(cfg):\n    return LIMIT\n", ("= 1", "= 2")),
     ("LIMIT = 1\nLIMIT += 1\ndef run(cfg):\n    return LIMIT\n", ("+= 1", "+= 2")),
+    ("class Knobs:\n    def half(self):\n        return 1\ndef run(cfg):\n    return cfg.half()\n", ("1", "2")),
+    ("LIMIT = 1\nclass Part:\n    def half(self):\n        return LIMIT\nclass Knobs:\n    part: Part\n"
+     "def run(cfg):\n    return cfg.part.half()\n", ("= 1", "= 2")),
     ("def run(cfg, limit=1):\n    return limit\n", ("=1", "=2")),
-], ids=["method", "nested", "unpacked", "decorator", "register", "item", "side effect", "try", "if", "augmented", "default"])
+], ids=["method", "nested", "unpacked", "decorator", "register", "item", "side effect", "try", "if", "augmented",
+        "knobs", "what knobs reach", "default"])
 def test_all_that_python_lets_run_reach_changes_the_digest(digest, before, after):
     assert before.count(after[0]) == 1
     assert digest(stages__op=before) != digest(stages__op=before.replace(*after))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from scmrepo.git import Git
 
-from stages.harness import DATA_FOLDERS, STAGES, module_of
+from stages.harness import DATA_FOLDERS, ITEM_STAGES, STAGES, module_of
 from stages.lib import knobs, rig
 from stages.store import code
 from stages.tools import cli, config
@@ -111,6 +111,20 @@ def test_dvc_watches_exactly_the_code_and_the_data_that_a_stage_reads(stage):
     data = [DATA_FOLDERS[name] for name in module_of(stage).INPUTS]
     assert sorted(entry["deps"]) == sorted([*code.source_files(ROOT, f"stages.{stage}"), "constraints.txt", *data])
     assert entry["cmd"] == f"python -m stages {stage}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_of_many_items_are_known_as_such(stage):
+    assert (stage in ITEM_STAGES) == hasattr(module_of(stage), "plan")
+    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    assert entry["params"] == ([stage, "cache"] if stage in ITEM_STAGES else [stage])
+
+
+def test_packages_have_no_code_that_the_code_digest_would_not_see():
+    for path in SOURCES:
+        if path.name == "__init__.py":
+            body = ast.parse((ROOT / path).read_text()).body
+            assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), path
 
 
 def test_every_package_that_stages_import_is_pinned():

@@ -1,11 +1,17 @@
 """Scanning: a recording is its bytes and its relative name, and an empty scan is an error."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
-from stages.lib import recordings, sources
+from stages.lib import recordings, site, sources
 from stages.lib.errors import ConfigError
+from stages.tools import config
+from stages.tools import scan as scanning
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -82,3 +88,101 @@ def test_a_recording_is_found_by_its_bytes_and_missing_or_changed_ones_are_named
         sources.locate(wanted, [source], hashes)
     with pytest.raises(ConfigError, match=r"no source is known(.|\n)*ROADMILL_SOURCE"):
         sources.locate(wanted, [], hashes)
+
+
+def test_what_a_kill_tore_of_the_remembered_hashes_is_passed_over(source, tmp_path):
+    before = describe(source, sources.Hashes(tmp_path))
+    remembered = tmp_path / sources.REMEMBERED
+    remembered.write_text(remembered.read_text()[:-30])
+    assert describe(source, sources.Hashes(tmp_path)) == before
+    assert describe(source, sources.Hashes(tmp_path)) == before
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A checkout with this one's conf/, where nothing is tracked by DVC."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    config.write_params(folder)
+    monkeypatch.setattr(scanning, "say", lambda *words: "")
+    return folder
+
+
+def names(root):
+    return [one.name for one in recordings.read(root / "data/recordings")]
+
+
+@pytest.mark.parametrize("name", ["day1/drive_a", "drive_b.mcap"])
+def test_a_source_that_is_itself_a_recording_is_named_as_in_its_folder(root, source, name):
+    (source / f"{name}.labels.json").write_text("{}")
+    scanned = scanning.scan(root, source / name, "sim")
+    assert names(root) == [Path(name).name]
+    assert scanned.num_labels == {"human": 1, "truth": 0}
+    assert (root / f"data/labels/human/{Path(name).name}.json").exists()
+    (recording,) = recordings.read(root / "data/recordings")
+    folders = site.read_sources(root).values()
+    assert sources.locate(recording, folders, sources.Hashes(root)) == source / name
+
+
+def test_a_second_scan_says_what_is_new_changed_by_bytes_or_rig_and_gone(root, source):
+    scanning.scan(root, source, "sim")
+    again = scanning.scan(root, source, "radiate")
+    assert (again.added, again.changed, again.gone) == ([], ["day1/drive_a", "drive_b.mcap"], [])
+    assert config.selected(root, "rig@ingest.rig") == ["sim", "radiate"]
+    (source / "day1").rename(source / "day2")
+    (source / "drive_b.mcap").write_bytes(b"three")
+    again = scanning.scan(root, source, "radiate")
+    assert (again.added, again.changed, again.gone) == (["day2/drive_a"], ["drive_b.mcap"], ["day1/drive_a"])
+
+
+def test_labels_that_are_gone_beside_a_recording_are_gone_after_a_scan(root, source):
+    beside = source / "drive_b.mcap.labels.json"
+    beside.write_text("{}")
+    scanning.scan(root, source, "sim")
+    copied = root / "data/labels/human/drive_b.mcap.json"
+    linked = copied.read_bytes()
+    os.link(copied, root / "cached")
+    beside.write_text("[]")
+    scanning.scan(root, source, "sim")
+    assert (copied.read_bytes(), (root / "cached").read_bytes()) == (b"[]", linked), "DVC's link is not written into"
+    beside.unlink()
+    scanning.scan(root, source, "sim")
+    assert not copied.exists()
+
+
+def test_a_scan_that_is_refused_changes_nothing(root, source, tmp_path):
+    scanning.scan(root, source, "sim")
+    before = {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    other = tmp_path / "elsewhere" / "bags"
+    shutil.copytree(source, other)
+    (other / "drive_b.mcap").rename(other / "drive_c.mcap")
+    shutil.rmtree(other / "day1")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for place, rig, words in [
+        (tmp_path / "nowhere", "sim", "nowhere does not exist"), (empty, "radiate", "empty holds no recordings"),
+        (source / "notes.txt", "sim", "notes.txt is no recording: its name does not end in .bag"),
+        (source, "sin", r"conf/rig/sin.yaml does not exist, did you mean sim\?"),
+        (other, "radiate", r"the scan 'bags' is of .*bags; .*elsewhere/bags would replace all its recordings"),
+        (source / "drive_b.mcap", "sim", "has the same bytes as 'drive_b.mcap' of the scan 'bags'"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            scanning.scan(root, place, rig)
+    (source / "twin.mcap").write_bytes(b"two")
+    with pytest.raises(ConfigError, match=r"twin.mcap has the same bytes as 'drive_b.mcap'\n"):
+        scanning.scan(root, source, "radiate")
+    (root / "params.yaml").write_text("an: experiment")
+    with pytest.raises(ConfigError, match=r"the rig 'radiate' cannot be added(.|\n)*`roadmill record NAME`"):
+        config.use_rig(root, "radiate")
+    (root / "params.yaml").write_bytes(before[root / "params.yaml"])
+    remembered = root / sources.REMEMBERED
+    assert {path: path.read_bytes() for path in before if path != remembered} == {
+        path: content for path, content in before.items() if path != remembered}
+
+
+def test_a_scan_does_not_forget_what_was_not_fetched(root, source):
+    scanning.scan(root, source, "sim")
+    (root / "data/recordings.dvc").write_text("outs: []")
+    shutil.rmtree(root / "data/recordings")
+    with pytest.raises(ConfigError, match="a scan would forget what it holds\n  `dvc pull data/recordings` fetches it"):
+        scanning.scan(root, source, "sim")

@@ -1,13 +1,14 @@
 """The digest of the code that one operation runs.
 
-It covers what `run` reaches in its module, every module of this repository that this imports, directly or not, with
-docstrings, comments and annotations dropped, and the pinned versions of the packages imported there. So a changed
-report or planner re-runs no item, and a changed library version re-runs what uses it.
+It covers what `run` and the methods of its `Knobs` reach in their module, every module of this repository that this
+imports, directly or not, with docstrings, comments and annotations dropped, and the pinned versions of the packages
+imported there. So a changed report or planner re-runs no item, and a changed library version re-runs what uses it.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import importlib.metadata
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import ConfigError
 
+KNOBS = "Knobs"
 INERT_DECORATORS = {"cache", "contextlib", "contextmanager", "dataclass", "dataclasses", "functools", "lru_cache"}
 
 
@@ -116,20 +118,33 @@ def _reached(tree: ast.Module, function: str) -> list[ast.stmt]:
     """The top-level statements that `function` needs: definitions and imports it names, directly or not."""
     defined: dict[str, list[ast.stmt]] = {}
     always = []
-    for statement in tree.body:
+    body = [_behaviour(statement) for statement in tree.body]
+    for statement in body:
         names = _defined_names(statement)
         for name in names:
             defined.setdefault(name, []).append(statement)
         if not names and not _is_docstring(statement):
             always.append(statement)
-    left, wanted = [function, *(name for s in always for name in _used_names(s))], set()
+    left, wanted = [function, KNOBS, *(name for s in always for name in _used_names(s))], set()
     while left:
         name = left.pop()
         if name in defined and name not in wanted:
             wanted.add(name)
             left += [used for statement in defined[name] for used in _used_names(statement)]
     keep = {id(statement) for name in wanted for statement in defined[name]} | {id(s) for s in always}
-    return [_narrowed(s, wanted) for s in tree.body if id(s) in keep and not _is_future(s)]
+    return [_narrowed(s, wanted) for s in body if id(s) in keep and not _is_future(s)]
+
+
+def _behaviour(statement: ast.stmt) -> ast.stmt:
+    """The class of `run`'s first argument without plain fields, whose values are in the key; other statements as is."""
+    if not isinstance(statement, ast.ClassDef) or statement.name != KNOBS:
+        return statement
+    body: list[ast.stmt] = [inner for inner in statement.body if isinstance(inner, ast.FunctionDef)]
+    for inner in statement.body:
+        if isinstance(inner, ast.AnnAssign):
+            types = {node.id for node in ast.walk(inner.annotation) if isinstance(node, ast.Name)}
+            body += [ast.Expr(ast.Name(name, ast.Load())) for name in sorted(types - set(dir(builtins)))]
+    return ast.ClassDef(KNOBS, statement.bases, statement.keywords, body or [ast.Pass()], [])
 
 
 def _narrowed(statement: ast.stmt, wanted: set[str]) -> ast.stmt:
