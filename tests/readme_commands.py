@@ -24,7 +24,8 @@ def commands(text: str) -> list[str]:
 
 def main() -> int:
     """Exit code of the first command that fails, else 0."""
-    environment = {**os.environ, "PATH": f"{Path.cwd() / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"}
+    names = {f"GIT_{role}_{what}": "readme@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environment = {**names, **os.environ, "PATH": f"{Path.cwd() / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"}
     for command in commands(Path(sys.argv[1]).read_text()):
         print(f"$ {command}", flush=True)
         code = subprocess.run(["bash", "-c", command], env=environment).returncode

@@ -2,7 +2,7 @@
 
 CPU seconds are those of all processes.
 
-    python tests/benchmarks/bench_graph.py
+    python -m tests.benchmarks.bench_graph
 """
 
 import resource

@@ -1,6 +1,6 @@
 """The local store with many synthetic actions: put, commit, plan and get, in CPU seconds and peak memory.
 
-    python tests/benchmarks/bench_store.py 10000 100000
+    python -m tests.benchmarks.bench_store 10000 100000
 """
 
 import resource
