@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.harness import STAGES, Harness
-from stages.lib.errors import RemoteError, RoadmillError
+from stages.lib.errors import RoadmillError
 from stages.runners.local import die_with_parent
-from stages.runners.run import told
+from stages.runners.run import exit_code, told
 
 
 def guarded(work: Callable[[], None]) -> int:
@@ -24,7 +24,7 @@ def guarded(work: Callable[[], None]) -> int:
         if os.environ.get("ROADMILL_TRACEBACK") == "1":
             traceback.print_exc()
         print(told(error), file=sys.stderr)
-        return getattr(error, "exit_code", RemoteError.exit_code)
+        return exit_code(error)
     except KeyboardInterrupt:
         print("stopped; what was done is kept, the same command goes on from there", file=sys.stderr)
         return 130

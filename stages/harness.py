@@ -138,8 +138,8 @@ class Harness:
             planned[item.name] = Planned(stage, dataclasses.replace(item, inputs=inputs), action)
         return planned
 
-    def perform(self, planned: Planned) -> tuple[dict[str, Any], str]:
-        """Runs one item and commits it: the result document, as every later reader gets it, and its digest."""
+    def perform(self, planned: Planned) -> dict[str, Any]:
+        """Runs one item and commits it: the result document, as every reader gets it."""
         with self.store.scratch() as folder:
             inputs = self._open(planned.item.inputs)
             facts = module_of(planned.stage).run(self.knobs(planned.stage), planned.item, inputs, folder)
@@ -147,8 +147,8 @@ class Harness:
                        for path in sorted(folder.rglob("*")) if path.is_file()}
         if not outputs:
             raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
-        result = self.store.commit(planned.action, planned.item.name, facts, outputs)
-        return self.store.result(result), result
+        self.store.commit(planned.action, planned.item.name, facts, outputs)
+        return self.store.lookup(planned.action)
 
     def _open(self, inputs: Mapping[str, str]) -> dict[str, Path]:
         """role -> local path of the recording or blob that is wanted there."""
@@ -166,9 +166,10 @@ class Harness:
         failed = []
         for stage, name in self._makers.get(digest, ()):
             try:
-                self._make_again(self.plan(stage)[name], digest)
-                return True
-            except (KeyError, RoadmillError) as error:
+                if name in self.plan(stage):
+                    self._make_again(self.plan(stage)[name], digest)
+                    return True
+            except RoadmillError as error:
                 failed.append(error)
         if failed:
             raise failed[0]
@@ -176,11 +177,11 @@ class Harness:
 
     def _make_again(self, planned: Planned, digest: str) -> None:
         stage, name = planned.stage, planned.item.name
-        document, result = self.perform(planned)
-        made = {file: blob[0] for file, blob in document["outputs"].items()}
-        if digest not in made.values():
-            self.store.disown(planned.action, keep=result)
-            got = ", ".join(f"{file} {other[:12]}…" for file, other in made.items())
+        self.perform(planned)
+        if not self.store.has(digest):
+            self.store.forget_lost(planned.action)
+            made = self.store.lookup(planned.action)["outputs"]
+            got = ", ".join(f"{file} {other[:12]}…" for file, (other, _) in made.items())
             raise RemoteError(f"{stage}: {name} was made again and gave other bytes: {got}\n"
                               f"  {DATA_FOLDERS[stage]} wants {digest}\n"
                               f"  `dvc repro -f {stage}` goes on with what the code and the settings give now")
@@ -232,7 +233,7 @@ class Harness:
         misses = []
         for one in plan:
             known = done.get(one.action.key)
-            document = self.store.result(known) if known else None
+            document = (self.store.result(known) or self.store.lookup(one.action)) if known else None
             if document is None:
                 misses.append(one)
             else:
@@ -247,10 +248,10 @@ class Harness:
                 if isinstance(outcome, BaseException):
                     failures[one.item.name] = outcome
                 else:
-                    rows[one.item.name], result, seconds = outcome
+                    rows[one.item.name], seconds = outcome
                     record.item(one.item.name, seconds)
                     if one.action.key in done:
-                        self.store.disown(one.action, keep=result)
+                        self.store.forget_lost(one.action)
                 progress.advance()
         judge(stage, failures, len(plan), getattr(cfg, "max_failed_ratio", 0.0))
         lines = [{"name": name, **row} for name, row in rows.items()]
@@ -330,10 +331,10 @@ def _harness_of_worker(root: Path) -> Harness:
     return Harness(root)
 
 
-def _perform_in_worker(task: tuple[Path, Planned]) -> tuple[dict[str, Any], str, float]:
+def _perform_in_worker(task: tuple[Path, Planned]) -> tuple[dict[str, Any], float]:
     root, planned = task
     started = time.monotonic()
-    return *_harness_of_worker(root).perform(planned), time.monotonic() - started
+    return _harness_of_worker(root).perform(planned), time.monotonic() - started
 
 
 def _counts(dropped: Mapping[str, int]) -> str:

@@ -101,7 +101,10 @@ def test_two_results_for_one_key_are_reported_and_all_readers_take_the_same(tmp_
     results = sorted(store.commit(ACTION, "a", {"n": n}, {}) for n in (1, 2))
     assert store.done(ACTION.generation) == {ACTION.key: results[0]}
     assert "not deterministic" in capsys.readouterr().err
-    store.disown(ACTION, keep=results[1])
+    assert store.lookup(ACTION) == store.result(results[0])
+    (tmp_path / "cas" / results[0][:2] / results[0]).unlink()
+    assert store.lookup(ACTION) == store.result(results[1]), "where one is gone, the other"
+    store.forget_lost(ACTION)
     assert store.done(ACTION.generation) == {ACTION.key: results[1]}
 
 

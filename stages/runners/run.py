@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from stages.lib.errors import DataError, RoadmillError
+from stages.lib.errors import DataError, RemoteError, RoadmillError
 from stages.runners.local import TaskFailedError
 
 RUN_FILE = "results/run.json"
@@ -37,6 +37,11 @@ def told(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
         return f"{error.filename or 'the disk'}: {error.strerror}\n  `roadmill doctor` looks at the store and its disk"
     return ""
+
+
+def exit_code(error: BaseException) -> int:
+    """Our errors' own; that of the store for this machine's disk; 1 for all else."""
+    return getattr(error, "exit_code", RemoteError.exit_code if isinstance(error, OSError) and told(error) else 1)
 
 
 class StageFailedError(RoadmillError):
@@ -153,7 +158,7 @@ def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max
     allowed = f"{max_failed_ratio:g} allows {int(max_failed_ratio * num_items)}"
     hint = "" if others else f"\n  {stage}.max_failed_ratio={allowed}"
     raise StageFailedError(f"{stage}: {len(failures)} of {num_items} items failed, the others are kept{hint}",
-                           max((getattr(error, "exit_code", 1) for error in others), default=DataError.exit_code))
+                           max(map(exit_code, others), default=DataError.exit_code))
 
 
 def last_runs(root: Path) -> dict[str, Any]:

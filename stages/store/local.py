@@ -104,9 +104,9 @@ class LocalStore:
         return entries
 
     def lookup(self, action: Action) -> dict[str, Any] | None:
-        """The result document of one action, as all readers take it; None where it was not done, or that is gone."""
-        results = sorted(self._results(action))
-        return self.result(results[0]) if results else None
+        """The result document of one action, as all readers take it; None where it was not done, or all are gone."""
+        documents = map(self.result, sorted(self._results(action)))
+        return next((document for document in documents if document is not None), None)
 
     def result(self, result_digest: str) -> dict[str, Any] | None:
         """The result document, or None where it is gone or damaged (the action then counts as not done)."""
@@ -121,10 +121,12 @@ class LocalStore:
         self._write(self._history(action.op, item) / f"{action.key}.json", canonical(action.document))
         return result
 
-    def disown(self, action: Action, keep: str) -> None:
-        """Forgets the action's results but one: the others are gone and did not come back."""
-        for result in self._results(action) - {keep}:
-            self._entry(action, result).unlink(missing_ok=True)
+    def forget_lost(self, action: Action) -> None:
+        """Forgets those of the action's results that are gone, whole or in part."""
+        for result in self._results(action):
+            document = self.result(result)
+            if document is None or not all(self.has(digest) for digest, _ in document["outputs"].values()):
+                self._entry(action, result).unlink(missing_ok=True)
 
     def history(self, op: str, item: str) -> list[dict[str, Any]]:
         """The documents of the item's earlier actions, the newest last."""

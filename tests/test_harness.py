@@ -1,0 +1,164 @@
+"""The harness with two small stages: what is gone is made again with the same bytes, or named."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from stages import harness
+from stages.harness import Harness
+from stages.lib import recordings, site
+from stages.lib.digests import digest_bytes
+from stages.lib.errors import ConfigError, RemoteError
+from stages.lib.knobs import knob
+from stages.lib.recordings import Recording
+from stages.lib.stage import Item, Summary
+from stages.store.local import MissingBlobError
+
+ROOT = Path(__file__).parents[1]
+DRIVES = ("a", "b", "c")
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    gain: int = knob("what is written", low=1)
+
+
+def ingest_run(cfg, item, inputs, out):
+    (out / "own").write_bytes(b"own " + inputs["recording"].read_bytes() * cfg.gain)
+    (out / "all").write_bytes(b"the same for all")
+    return {"b": 1, "a": (1, 2)}
+
+
+def sample_run(cfg, item, inputs, out):
+    (out / "pack").write_bytes(inputs["own"].read_bytes() + inputs["all"].read_bytes())
+    return {}
+
+
+def collect(cfg, results, out):
+    text = repr([(one.name, one.facts, [one.path(name).read_bytes() for name in one.outputs]) for one in results])
+    (out.data / "table").write_text(text)
+    return Summary(len(results), len(results), "items")
+
+
+INGEST = SimpleNamespace(
+    Knobs=Knobs, INPUTS=("recordings",), run=ingest_run, collect=collect,
+    plan=lambda cfg, inputs: [Item(one.name, {}, {"recording": one.digest})
+                              for one in recordings.read(inputs["recordings"].folder)])
+SAMPLE = SimpleNamespace(
+    Knobs=Knobs, INPUTS=("ingest",), run=sample_run, collect=collect,
+    plan=lambda cfg, inputs: [Item(one.name, {}, {role: one.outputs[role].digest for role in ("own", "all")})
+                              for one in inputs["ingest"].results])
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A checkout with three recordings and the stages ingest and sample, whose items run in this process."""
+    modules = {"ingest": INGEST, "sample": SAMPLE}
+    monkeypatch.setattr(harness, "module_of", lambda stage: modules[stage])
+    monkeypatch.setattr(harness.code, "code_digest", lambda *where: "c0de")
+    monkeypatch.setattr(Harness, "pins", {})
+    monkeypatch.setattr(harness.local, "perform", lambda function, tasks, **how: (
+        (index, function(task)) for index, task in enumerate(tasks)))
+    harness._harness_of_worker.cache_clear()
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    set_gain(tmp_path, 1)
+    bags = tmp_path / "data/raw"
+    bags.mkdir(parents=True)
+    for name in DRIVES:
+        (bags / name).write_text(name)
+    found = [Recording(name, 1, digest_bytes(name.encode()), "sim") for name in DRIVES]
+    recordings.write_listing(found, tmp_path / "data/recordings/raw.jsonl")
+    site.remember_source(tmp_path, "raw", bags)
+    run(tmp_path, "ingest")
+    run(tmp_path, "sample")
+    return tmp_path
+
+
+def set_gain(root, gain):
+    stages = {stage: {"gain": gain} for stage in ("ingest", "sample")}
+    (root / "params.yaml").write_text(yaml.safe_dump({**stages, "cache": {"salt": "", "code_pins": {}}}))
+
+
+def run(root, stage):
+    harness._harness_of_worker.cache_clear()
+    Harness(root).run(stage)
+    return (root / "data" / stage / "table").read_bytes()
+
+
+def lose(root, *contents):
+    for path in (root / "data/store/cas").rglob("*"):
+        if path.is_file() and (not contents or path.read_bytes() in contents):
+            path.unlink()
+
+
+def test_a_cached_result_is_collected_as_the_first_one_was(root):
+    """Equal bytes though JSON sorts keys and knows no tuples."""
+    first = (root / "data/ingest/table").read_bytes()
+    assert run(root, "ingest") == first
+    assert b"{'a': [1, 2], 'b': 1}" in first
+
+
+@pytest.mark.parametrize("contents", [(), (b"own a",), (b"the same for all",), (b"own a", b"own athe same for all")],
+                         ids=["all", "an own one", "a shared one", "a chain"])
+def test_collect_finds_what_is_gone_though_dvc_removed_the_manifest(root, contents):
+    for stage in ("ingest", "sample"):
+        before = (root / "data" / stage / "table").read_bytes()
+        lose(root, *contents)
+        shutil.rmtree(root / "data" / stage)
+        assert run(root, stage) == before
+
+
+def test_only_the_recordings_that_are_needed_must_be_there(root, capsys):
+    """A blob that many items made is made again by one whose recording is there; else the item's own is named."""
+    planned = Harness(root).plan("sample")
+    lose(root)
+    for name in DRIVES:
+        (root / "data/raw" / name).unlink()
+    with pytest.raises(ConfigError, match=r"recording 'c' \(.*not there\n  set ROADMILL_SOURCE"):
+        Harness(root).perform(planned["c"])
+    (root / "data/raw/b").write_text("b")
+    Harness(root).store.need(planned["c"].item.inputs["all"])
+    assert capsys.readouterr().err.startswith("ingest: b was made again, ")
+    assert Harness(root).perform(planned["b"])["outputs"].keys() == {"pack"}
+
+
+@pytest.mark.parametrize("cause", ["another setting", "chance"])
+def test_other_bytes_are_never_accepted_and_the_way_on_is_named(root, monkeypatch, cause):
+    if cause == "another setting":
+        set_gain(root, 2)
+    else:
+        monkeypatch.setattr(INGEST, "run", lambda cfg, *rest: ingest_run(Knobs(2), *rest))
+    lose(root, b"own a", b"own athe same for all")
+    old, new = digest_bytes(b"own a"), digest_bytes(b"own aa")[:12]
+    with pytest.raises(RemoteError, match=rf"ingest: a was made again and gave other bytes: .*own {new}…\n"
+                                          rf"  data/ingest wants {old}\n  `dvc repro -f ingest`"):
+        run(root, "sample")
+    run(root, "ingest")
+    assert b"own aathe same" in run(root, "sample")
+
+
+def test_a_blob_of_an_item_that_is_no_longer_wanted_cannot_be_made_again(root):
+    own = Harness(root).plan("sample")["c"].item.inputs["own"]
+    found = recordings.read(root / "data/recordings")
+    recordings.write_listing(found[:2], root / "data/recordings/raw.jsonl")
+    lose(root, b"own c")
+    with pytest.raises(MissingBlobError, match=f"blob {own} is gone"):
+        Harness(root).store.need(own)
+
+
+def test_two_items_of_one_name_are_refused(root, monkeypatch):
+    monkeypatch.setattr(INGEST, "plan", lambda cfg, inputs: [Item("a", {"n": n}, {}) for n in (1, 2)])
+    with pytest.raises(ConfigError, match="ingest: two items are called 'a'"):
+        Harness(root).plan("ingest")
+
+
+def test_a_stage_that_leaves_nothing_is_an_error_and_publishes_nothing(root, monkeypatch):
+    before = (root / "data/ingest/table").read_bytes()
+    monkeypatch.setattr(INGEST, "collect", lambda cfg, results, out: Summary(3, 0, "drives", dropped={"rule": 3}))
+    with pytest.raises(harness.DataError, match="ingest: nothing is left of 3 drives: rule 3\n  `roadmill why ingest`"):
+        run(root, "ingest")
+    assert (root / "data/ingest/table").read_bytes() == before
