@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 # `python -m stages` with this Python, and nobody needs to activate anything.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	echo 'import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")' \
 	  > "$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/roadmill-path.pth"
 	touch $@

@@ -149,6 +149,10 @@ def test_a_fresh_clone_runs_nothing_with_or_without_pulled_data(clone, tmp_path)
     run(tmp_path, "git", "clone", "--quiet", str(clone), "fresh")
     fresh = tmp_path / "fresh"
     assert ran(run(fresh, "dvc", "repro", "--allow-missing")) == []
+    gone = "data/recordings, data/ingest, results/ingest/report.html"
+    assert f"  not on this machine: {gone}; `dvc pull` fetches it" in run(fresh, "roadmill", "why", "ingest")
+    assert "a scan would forget what it holds" in run(fresh, "roadmill", "scan", "data", "--rig", "sim", code=2)
+    assert "data/merge does not exist\n  `dvc repro merge`" in run(fresh, "roadmill", "check", code=2)
     run(fresh, "dvc", "pull")
     assert ran(run(fresh, "dvc", "repro", "--allow-missing")) == []
     assert num_rows(fresh) == NUM_SCENES

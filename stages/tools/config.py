@@ -178,7 +178,7 @@ def record(root: Path, name: str) -> list[str]:
     except ConfigError:
         path.unlink()
         chosen.write_text(before)
-        say(root, "git", "add", "--", "conf")
+        say(root, "git", "reset", "--quiet", "--", str(path), str(chosen))
         raise
     say(root, "git", "tag", "-a", name, "-m", f"experiment {name}")
     return flat(changes)

@@ -14,7 +14,6 @@ from stages.lib.knobs import near_miss
 from stages.store.action import Action
 from stages.tools.programs import say
 
-GONE = ("deleted", "not in cache")
 SINGLE = ("train", "evaluate")  # of one item, named after the run; seconds to import
 
 
@@ -25,7 +24,7 @@ def why(root: Path, stage: str | None) -> list[str]:
     status = json.loads(say(root, "dvc", "status", "--json") or "{}")
     locked = knobs.read(root / "dvc.lock", "").get("stages", {}) if (root / "dvc.lock").exists() else {}
     graph = knobs.read(root / "dvc.yaml", "`git checkout dvc.yaml` restores it")["stages"]
-    reasons = {name: list(_reasons(status.get(name, []), locked.get(name, {}), params)) for name in STAGES}
+    reasons = {name: list(_reasons(root, status.get(name, []), locked.get(name, {}), params)) for name in STAGES}
     moved: list[str] = []
     lines, quiet = [], []
     for name in STAGES:
@@ -48,7 +47,7 @@ def why(root: Path, stage: str | None) -> list[str]:
     return lines
 
 
-def _reasons(status: list, locked: Mapping, params: Mapping) -> Iterator[str]:
+def _reasons(root: Path, status: list, locked: Mapping, params: Mapping) -> Iterator[str]:
     if not locked:
         yield "it has never run here (not in dvc.lock)"
         return
@@ -61,7 +60,7 @@ def _reasons(status: list, locked: Mapping, params: Mapping) -> Iterator[str]:
             for path, state in what.items():
                 if path == "params.yaml":
                     yield from _knob_changes(locked.get("params", {}).get("params.yaml", {}), params)
-                elif state in GONE:
+                elif not (root / path).exists():
                     gone.append(path)
                 elif kind == "changed outs":
                     yield f"{path}: its output is {state}"
