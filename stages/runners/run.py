@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,10 @@ class Progress:
 
 
 class RunRecord:
-    """Where and how long a stage ran; written even when it fails."""
+    """Where and how long a stage ran; kept even when it fails: keep(stage, record), and results/run.json."""
 
-    def __init__(self, root: Path, store: Path, stage: str) -> None:
-        self._root, self._store, self._stage = root, store, stage
+    def __init__(self, root: Path, stage: str, keep: Callable[[str, Mapping[str, Any]], None]) -> None:
+        self._root, self._stage, self._keep = root, stage, keep
         self.counts: dict[str, int] = {}
         self._items: dict[str, float] = {}
 
@@ -132,11 +132,10 @@ class RunRecord:
                   "seconds": round(time.time() - self._started, 3), "host": platform.node(),
                   "platform": platform.platform(), "python": platform.python_version(),
                   "error": str(error) if error else None, "seconds_per_item": self._items, **self.counts}
-        place, latest = self._store / "runs" / self._stage, self._root / RUN_FILE
-        # where the disk is why the stage failed, that is what must be told
-        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{time.time_ns()}-{os.getpid()}.json").write_text(json.dumps(record, sort_keys=True))
+        latest = self._root / RUN_FILE
+        # where the disk or the cloud is why the stage failed, that is what must be told
+        with contextlib.suppress(OSError, RemoteError) if error else contextlib.nullcontext():
+            self._keep(self._stage, record)
             latest.parent.mkdir(parents=True, exist_ok=True)
             records = {**last_runs(self._root), self._stage: record}
             latest.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
