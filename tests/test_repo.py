@@ -31,6 +31,7 @@ DOORS = {
     "rosbags": {"stages/lib/bag.py", "stages/sim/recorder.py"},
     "pebble": {"stages/runners/local.py"},
     "hydra": {"stages/tools/config.py"},
+    "dvc": {"stages/tools/history.py"},
     "typer": {"stages/tools/cli.py"},
     "jinja2": {"stages/lib/report.py"},
 }
