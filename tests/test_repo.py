@@ -33,6 +33,9 @@ DOORS = {
     "hydra": {"stages/tools/config.py"},
     "typer": {"stages/tools/cli.py"},
     "jinja2": {"stages/lib/report.py"},
+    "obstore": {"stages/store/bucket.py"},
+    "boto3": {"stages/store/bucket.py"},
+    "botocore": {"stages/store/bucket.py"},
 }
 
 
