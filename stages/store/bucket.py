@@ -2,9 +2,10 @@
 
 Nothing on the way is trusted, for servers differ: some accept a body that is not the one they were told of.
 - Sent: every request's body is signed and carries x-amz-checksum-sha256, so that a server that checks refuses what
-  changed on the way. What was stored is then compared by its ETag with the MD5 of what was sent (of several parts: the
-  MD5 of the parts' MD5s). With KMS an ETag is no MD5: there AWS's own check of the checksum stands, and the size is
-  asked for. Any other ETag that differs makes the object be read back and compared.
+  changed on the way (AWS and radosgw do, moto does not). What was stored is then compared by its ETag with the MD5 of
+  what was sent (of several parts: the MD5 of the parts' MD5s); where the answer has none (radosgw, of several parts) a
+  HEAD tells it. With KMS an ETag is no MD5: there AWS's check of the checksum stands, and the size. Any other ETag
+  that differs makes the object be read back; for a bucket that encrypts with KMS by default, set store.sse.
 - Kept: every object carries the sha256 of its bytes as metadata.
 - Received: the length is compared with the one announced, the sha256 with the one kept; what differs is fetched again.
 
@@ -218,7 +219,8 @@ class Bucket:
         try:
             self._patiently(name, lambda: self._put(name, data, stated))
         except DifferentBytesError:
-            self.delete([name])
+            if (found := self.describe(name)) and found.sha256 == stated:
+                self.delete([name])
             raise
 
     def create(self, name: str, data: bytes) -> bool:
@@ -282,12 +284,14 @@ class Bucket:
             raise DifferentBytesError("")
 
     def _is_stored(self, name: str, etag: str, expected: str, sha256: str, size: int) -> bool:
-        """Whether the server has what was sent, from its ETag, or else from the object itself."""
+        """Whether the server has what was sent: by the ETag of its answer, of a HEAD, or by the object itself."""
         if etag.strip('"') == expected:
             return True
-        if (self.sse or "").startswith("aws:kms"):
-            found = self.describe(name)
-            return found is not None and found.bytes == size
+        found = self.describe(name)
+        if found is None or found.sha256 != sha256:  # lost; or another writer came later
+            return found is not None and found.sha256 is not None
+        if found.etag.strip('"') == expected or (self.sse or "").startswith("aws:kms"):
+            return found.bytes == size
         got, back = self._get(name), hashlib.sha256()
         for chunk in got.stream(min_chunk_size=CHUNK_BYTES) if got else ():
             back.update(chunk)
@@ -304,12 +308,16 @@ class Bucket:
                                               UploadId=urllib.parse.unquote(upload[1]))
 
     def _get(self, name: str, **options: Any) -> obstore.GetResult | None:
-        """The answer to a GET; None where the object is not there. A missing bucket is no missing object."""
+        """The answer to a GET or HEAD; None where the object is not there. A missing bucket is no missing object."""
         try:
             got = obstore.get(self._store, name, options=options)
-        except FileNotFoundError as error:
-            if not self._exists and "<Code>NoSuchKey</Code>" not in str(error):
+        except (BaseError, FileNotFoundError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            unclear = re.search(r"status code: [34]", str(error)) and "<Code>" not in str(error)  # HEAD tells no more
+            if unclear and not (missing and self._exists):
                 next(obstore.list(self._store, chunk_size=1), None)
+            if not missing or "<Code>NoSuchBucket</Code>" in str(error):
+                raise
             got = None
         self._exists = True
         return got

@@ -73,7 +73,7 @@ WIRE = (  # what the client says of a connection -> what happened
 
 def read_trouble(text: str) -> Trouble:
     """What the S3 client's text of an error comes down to."""
-    code = "".join(re.findall(r"<Code>(\w+)</Code>|\(code: (\w+)\)", text)[0]) if _CODE.search(text) else ""
+    code = "".join(re.findall(r"<Code>([\w.]+)</Code>|\(code: (\w+)\)", text)[0]) if _CODE.search(text) else ""
     status = int(found[1]) if (found := re.search(r"status(?: code)?: (\d{3})", text)) else 0
     said = " ".join(filter(None, (f"HTTP {status}" if status else "", code)))
     if "External AWS credential provider" in text:
@@ -98,4 +98,4 @@ def read_trouble(text: str) -> Trouble:
     return Trouble("the connection broke", LATER, temporary=True)
 
 
-_CODE = re.compile(r"<Code>\w+</Code>|\(code: \w+\)")
+_CODE = re.compile(r"<Code>[\w.]+</Code>|\(code: \w+\)")
