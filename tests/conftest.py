@@ -26,7 +26,7 @@ def s3_server(request, tmp_path_factory) -> Iterator:
 
 
 @pytest.fixture
-def s3(s3_server, monkeypatch, tmp_path_factory) -> Iterator:
+def s3(s3_server, monkeypatch, tmp_path_factory):
     """The server, with AWS's own variables set for it and nothing else of this machine's AWS settings."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -36,7 +36,7 @@ def s3(s3_server, monkeypatch, tmp_path_factory) -> Iterator:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret)
-    yield s3_server
+    return s3_server
 
 
 def pytest_configure(config) -> None:

@@ -12,8 +12,8 @@ Nothing on the way is trusted, for servers differ: some accept a body that is no
 Each request is tried several times with growing, random waits; a body that breaks is resumed where it broke. What does
 not heal is a RemoteError, and a TemporaryRemoteError where it may heal later.
 
-Large files go up in parts and come down as a stream: memory stays at PARTS_IN_FLIGHT parts. A put that fails leaves
-nothing under the name; a process that is killed leaves parts that a lifecycle rule has to remove
+Large files go up in parts, two files at once, and come down as a stream: memory does not grow with them. A put that
+fails leaves nothing under the name; a process that is killed leaves parts that a lifecycle rule has to remove
 (AbortIncompleteMultipartUpload).
 """
 
@@ -25,6 +25,7 @@ import io
 import itertools
 import random
 import re
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +51,8 @@ from stages.store.paged import every_page
 
 T = TypeVar("T")
 PART_BYTES = 8 << 20  # what a request carries at most; a larger file goes up in parts
-PARTS_IN_FLIGHT = 4
+PARTS_IN_FLIGHT = 4  # of one file
+LARGE_PUTS = threading.BoundedSemaphore(2)  # files that go up in parts at once: bounds memory, and what a slow link has
 MAX_PARTS = 10_000  # S3's limit
 CHUNK_BYTES = 1 << 20
 PAGE = 1000  # names in a page of a listing; S3's limit for one DeleteObjects too
@@ -62,14 +64,17 @@ CREDENTIALS_LIVE = timedelta(minutes=9)  # boto3 renews earlier than 10 minutes 
 class Patience:
     """How long is waited for a server, and how often it is tried again.
 
-    stalled_s  a request or an answer of which nothing moves this long is given up
-    retries    of one request, inside the client; a broken body is resumed
+    stalled_s  an answer of which nothing comes for this long is given up
+    sending_s  a request with a body, until its answer begins; a part must have gone up by then
+    retries    of one request, inside the client, until give_up_s have passed; a broken body is resumed
     attempts   of a whole operation, for what the client does not repeat
     """
 
     connect_s: float = 5.0
-    stalled_s: float = 60.0
-    retries: int = 4
+    stalled_s: float = 30.0
+    sending_s: float = 120.0
+    give_up_s: float = 120.0
+    retries: int = 8
     attempts: int = 3
     first_wait_s: float = 0.2
     longest_wait_s: float = 10.0
@@ -127,7 +132,8 @@ class Bucket:
         self._exists = False  # the bucket, as far as is known
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_store", "_store_once")}
+        clients = ("_store", "_sending", "_sending_once")  # each process makes its own
+        return {name: value for name, value in vars(self).items() if name not in clients}
 
     # read ---------------------------------------------------------------------------------------------------------
     def read(self, name: str) -> bytes | None:
@@ -233,7 +239,7 @@ class Bucket:
         def attempt() -> bool:
             nonlocal broken
             try:
-                done = obstore.put(self._store_once, name, data, mode="create", use_multipart=False,
+                done = obstore.put(self._sending_once, name, data, mode="create", use_multipart=False,
                                    attributes={"sha256": digest_bytes(data)})
             except AlreadyExistsError as error:
                 if "ConditionalRequestConflict" in str(error):  # a race without a winner yet
@@ -275,8 +281,10 @@ class Bucket:
 
         many = size > part_bytes
         try:
-            done = obstore.put(self._store, name, parts() if many else b"".join(parts()), use_multipart=many,
-                               chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT, attributes={"sha256": sha256})
+            with LARGE_PUTS if many else contextlib.nullcontext():
+                done = obstore.put(self._sending, name, parts() if many else b"".join(parts()), use_multipart=many,
+                                   chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT,
+                                   attributes={"sha256": sha256})
         except BaseError as error:
             self._abort(name, str(error))
             raise
@@ -338,20 +346,24 @@ class Bucket:
                     raise
                 found = read_trouble(str(error))
                 trouble = found.error(self.where, name)
-                if not found.temporary:
+                if not found.temporary or re.search(r", after \d+ retries", str(error)):  # the client's own
                     break
         raise trouble from None
 
     @cached_property
     def _store(self) -> S3Store:
-        return self._connect(self.patience.retries)
+        return self._connect(self.patience.stalled_s, self.patience.retries)
 
     @cached_property
-    def _store_once(self) -> S3Store:
-        """Sends a request once: for those whose repetition means something else."""
-        return self._connect(0)
+    def _sending(self) -> S3Store:
+        return self._connect(self.patience.sending_s, self.patience.retries)
 
-    def _connect(self, retries: int) -> S3Store:
+    @cached_property
+    def _sending_once(self) -> S3Store:
+        """For what means something else when it is repeated."""
+        return self._connect(self.patience.sending_s, 0)
+
+    def _connect(self, stalled_s: float, retries: int) -> S3Store:
         patience = self.patience
         try:
             credentials = Boto3CredentialProvider(self._session(), ttl=CREDENTIALS_LIVE)
@@ -364,8 +376,8 @@ class Bucket:
             config={"checksum_algorithm": "SHA256", **{name: value for name, value in settings.items() if value}},
             client_options={"allow_http": bool(self._endpoint and self._endpoint.startswith("http://")),
                             "connect_timeout": timedelta(seconds=patience.connect_s),
-                            "read_timeout": timedelta(seconds=patience.stalled_s), "timeout": timedelta(days=1)},
-            retry_config={"max_retries": retries, "retry_timeout": timedelta(minutes=4),
+                            "read_timeout": timedelta(seconds=stalled_s), "timeout": timedelta(days=1)},
+            retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=patience.give_up_s),
                           "backoff": {"init_backoff": timedelta(seconds=patience.first_wait_s), "base": 2,
                                       "max_backoff": timedelta(seconds=patience.longest_wait_s)}})
 
