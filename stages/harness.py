@@ -249,7 +249,7 @@ class Harness:
                     failures[one.item.name] = outcome
                 else:
                     rows[one.item.name], seconds = outcome
-                    record.item(one.item.name, seconds)
+                    record.item(one.item.name, seconds, one.action.key)
                     if one.action.key in done:
                         self.store.forget_lost(one.action)
                 progress.advance()

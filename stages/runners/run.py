@@ -12,10 +12,11 @@ import fcntl
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,11 @@ class RunRecord:
         self._root, self._store, self._stage = root, store, stage
         self.counts: dict[str, int] = {}
         self._items: dict[str, float] = {}
+        self._actions: dict[str, str] = {}
 
-    def item(self, name: str, seconds: float) -> None:
-        """Notes how long one item took."""
-        self._items[name] = round(seconds, 3)
+    def item(self, name: str, seconds: float, key: str) -> None:
+        """Notes how long one item took, and the key of its action."""
+        self._items[name], self._actions[name] = round(seconds, 3), key
 
     def __enter__(self) -> RunRecord:
         self._started = time.time()
@@ -130,8 +132,9 @@ class RunRecord:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         record = {"stage": self._stage, "started": round(self._started, 3),
                   "seconds": round(time.time() - self._started, 3), "host": platform.node(),
-                  "platform": platform.platform(), "python": platform.python_version(),
-                  "error": str(error) if error else None, "seconds_per_item": self._items, **self.counts}
+                  "platform": platform.platform(), "python": platform.python_version(), "commit": _commit(self._root),
+                  "error": str(error) if error else None, "seconds_per_item": self._items,
+                  "actions": self._actions, **self.counts}
         place, latest = self._store / "runs" / self._stage, self._root / RUN_FILE
         # where the disk is why the stage failed, that is what must be told
         with contextlib.suppress(OSError) if error else contextlib.nullcontext():
@@ -159,6 +162,21 @@ def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max
     hint = "" if others else f"\n  {stage}.max_failed_ratio={allowed}"
     raise StageFailedError(f"{stage}: {len(failures)} of {num_items} items failed, the others are kept{hint}",
                            max(map(exit_code, others), default=DataError.exit_code))
+
+
+def _commit(root: Path) -> str:
+    """The commit that is checked out, `-dirty` where tracked files differ from it; "" outside git."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=root,
+                              text=True, capture_output=True).stdout.strip()
+    return ""
+
+
+def records(store: Path, stage: str) -> Iterator[dict[str, Any]]:
+    """Every record of the stage, the newest first."""
+    for path in sorted((store / "runs" / stage).glob("*.json"), reverse=True):
+        with contextlib.suppress(ValueError):
+            yield json.loads(path.read_text())
 
 
 def last_runs(root: Path) -> dict[str, Any]:
