@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,10 @@ class Progress:
 
 
 class RunRecord:
-    """Where and how long a stage ran; written even when it fails."""
+    """Where and how long a stage ran; kept even when it fails: keep(stage, record), and results/run.json."""
 
-    def __init__(self, root: Path, store: Path, stage: str) -> None:
-        self._root, self._store, self._stage = root, store, stage
+    def __init__(self, root: Path, stage: str, keep: Callable[[str, Mapping[str, Any]], None]) -> None:
+        self._root, self._stage, self._keep = root, stage, keep
         self.counts: dict[str, int] = {}
         self._items: dict[str, float] = {}
         self._actions: dict[str, str] = {}
@@ -133,13 +133,12 @@ class RunRecord:
         record = {"stage": self._stage, "started": round(self._started, 3),
                   "seconds": round(time.time() - self._started, 3), "host": platform.node(),
                   "platform": platform.platform(), "python": platform.python_version(), "commit": _commit(self._root),
-                  "error": str(error) if error else None, "seconds_per_item": self._items,
-                  "actions": self._actions, **self.counts}
-        place, latest = self._store / "runs" / self._stage, self._root / RUN_FILE
-        # where the disk is why the stage failed, that is what must be told
-        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{time.time_ns()}-{os.getpid()}.json").write_text(json.dumps(record, sort_keys=True))
+                  "error": str(error) if error else None, "seconds_per_item": self._items, "actions": self._actions,
+                  **self.counts}
+        latest = self._root / RUN_FILE
+        # where the disk or the cloud is why the stage failed, that is what must be told
+        with contextlib.suppress(OSError, RemoteError) if error else contextlib.nullcontext():
+            self._keep(self._stage, record)
             latest.parent.mkdir(parents=True, exist_ok=True)
             records = {**last_runs(self._root), self._stage: record}
             latest.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
@@ -167,16 +166,10 @@ def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max
 def _commit(root: Path) -> str:
     """The commit that is checked out, `-dirty` where tracked files differ from it; "" outside git."""
     with contextlib.suppress(OSError):
-        return subprocess.run(["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=root,
-                              text=True, capture_output=True).stdout.strip()
+        return subprocess.run(
+            ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=root,
+            text=True, capture_output=True).stdout.strip()
     return ""
-
-
-def records(store: Path, stage: str) -> Iterator[dict[str, Any]]:
-    """Every record of the stage, the newest first."""
-    for path in sorted((store / "runs" / stage).glob("*.json"), reverse=True):
-        with contextlib.suppress(ValueError):
-            yield json.loads(path.read_text())
 
 
 def last_runs(root: Path) -> dict[str, Any]:

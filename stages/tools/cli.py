@@ -82,7 +82,7 @@ def check(dataroot: Annotated[Path | None, typer.Argument(help="data/merge where
     if dataroot is None:
         dataroot = _root() / "data" / "merge"
         if not dataroot.is_dir():
-            raise ConfigError(f"{dataroot} does not exist\n  `dvc repro merge` makes it, `dvc pull` fetches it; or name "
+            raise ConfigError(f"{dataroot} does not exist\n  `dvc repro merge` makes it, `dvc pull` fetches it; or give "
                               "a nuScenes dataroot: `roadmill check DATAROOT`")
     merged = (dataroot / "tables").is_dir()
     findings = findings_of(dataroot, open_pack=Harness(_root()).store.need if merged else None)

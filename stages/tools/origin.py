@@ -13,7 +13,6 @@ from typing import Any
 
 from stages.harness import DATA_FOLDERS, Harness
 from stages.lib.errors import RoadmillError
-from stages.runners import run
 from stages.store import code
 from stages.store.action import Action
 from stages.tools import history
@@ -45,8 +44,7 @@ class Origins:
         if document is None:
             return step | {"action": None}
         action = Action(**document)
-        found = next((one for one in run.records(self._harness.site.store, stage)
-                      if one.get("actions", {}).get(row["name"]) == action.key), None)
+        found = next((one for one in self._harness.store.runs(stage) if one.get("actions", {}).get(row["name"]) == action.key), None)
         return step | document | {"action": action.key, "code": self.code(stage, action.code),
                                   "run": found and {name: found.get(name) for name in RUN}}
 
