@@ -34,6 +34,9 @@ DOORS = {
     "dvc": {"stages/tools/history.py"},
     "typer": {"stages/tools/cli.py"},
     "jinja2": {"stages/lib/report.py"},
+    "obstore": {"stages/store/bucket.py"},
+    "boto3": {"stages/store/bucket.py"},
+    "botocore": {"stages/store/bucket.py"},
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from stages.harness import ITEM_STAGES, Harness
+from stages.harness import DATA_FOLDERS, ITEM_STAGES, MANIFEST, Harness
 from stages.lib import site, tables
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import ConfigError, RemoteError
@@ -85,9 +85,7 @@ def copy(root: Path, source_name: str, target_name: str, ref: str) -> Moved:
     Raises ConfigError where a manifest of the ref can't be had, RemoteError where the source lacks results.
     """
     source, target = (open_store(site.read_store(root, name), root) for name in (source_name, target_name))
-    rows = [(stage, row) for stage in ITEM_STAGES for row in history.rows_at(root, ref, stage) if "outputs" in row]
-    if not rows:
-        raise ConfigError(f"{ref} has no manifest of a stage\n  `dvc repro` makes them, and a commit keeps them")
+    rows = [(stage, row) for stage, found in _manifests(root, ref) for row in found if "outputs" in row]
     copied = list(track(concurrently(lambda one: _copy_result(source, target, *one), rows), "copying", len(rows),
                         transient=True))
     pages: dict[str, dict[str, bytes]] = defaultdict(dict)
@@ -103,6 +101,26 @@ def copy(root: Path, source_name: str, target_name: str, ref: str) -> Moved:
                           f"copied\n  make them there: `git checkout {ref}`, `ROADMILL_STORE={source_name} dvc repro`")
     num_new = sum(one.is_new for one in copied)
     return Moved(num_new, len(copied) - num_new, sum(one.num_bytes for one in copied))
+
+
+def _manifests(root: Path, ref: str) -> list[tuple[str, list[dict]]]:
+    """(stage, rows) of the manifests that a ref names. Raises ConfigError where one can't be had, or there is none."""
+    commit = say(root, "git", "rev-parse", "--verify", f"{ref}^{{commit}}")
+    tree = next(tree for tree in history.trees(root, {ref: commit}) if ref in tree.revs)
+    objects, found = history.Objects(root), []
+    for stage in ITEM_STAGES:
+        folder = DATA_FOLDERS[stage]
+        if folder in tree.outs:
+            rows = history.read_rows(objects.path(folder, tree.outs[folder], MANIFEST))
+            if rows is None:
+                raise ConfigError(f"{ref}: the manifest of {stage} is neither here nor in DVC's cache or remote"
+                                  f"{objects.remote_fault and f' ({objects.remote_fault})'}\n"
+                                  "  `dvc push` it where it was made")
+            found.append((stage, rows))
+    if not found:
+        raise ConfigError(f"{ref} names no manifest of a stage{tree.fault and f': {tree.fault}'}\n"
+                          "  `dvc repro` makes them, and a commit keeps them")
+    return found
 
 
 @dataclass(frozen=True)
