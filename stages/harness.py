@@ -247,7 +247,7 @@ class Harness:
                 if isinstance(outcome, BaseException):
                     failures[one.item.name] = outcome
                 else:
-                    record.item(one.item.name, outcome)
+                    record.item(one.item.name, outcome, one.action.key)
                     if one.action.key in done:
                         self.store.forget_lost(one.action)
                 progress.advance()

@@ -111,6 +111,12 @@ class Store:
                                    "  `dvc repro` makes what this checkout needs")
         return found
 
+    def keeps(self, digest: str, num_bytes: int) -> bool:
+        """Whether the blob is where it is kept for good: of a folder, whole; of a bucket, in its size (one request)."""
+        if self.shared is self.local:
+            return self._whole(digest) is not None
+        return self.shared.size(blob_name(digest)) == num_bytes
+
     def find_all(self, digests: Iterable[str]) -> Iterator[Path | None]:
         """What `find` says of each, in order, several at a time."""
         return self._map(self.find, digests)
@@ -167,9 +173,14 @@ class Store:
         path = self.find(result_digest)
         return None if path is None else json.loads(path.read_bytes())
 
+    def results(self, action: Action) -> set[str]:
+        """Result digests of the action: one, or more where it is not deterministic."""
+        entry = _entry(action)
+        return {name.removeprefix(entry) for name in self.shared.names(entry)}
+
     def lookup(self, action: Action) -> dict[str, Any] | None:
         """The result document of one action, as all readers take it; None where it was not done, or all are gone."""
-        documents = map(self.result, sorted(self._results(action)))
+        documents = map(self.result, sorted(self.results(action)))
         return next((document for document in documents if document is not None), None)
 
     def commit(self, action: Action, item: str, facts: Mapping[str, Any], outputs: Mapping[str, Blob]) -> str:
@@ -184,9 +195,9 @@ class Store:
 
     def forget_lost(self, action: Action) -> None:
         """Forgets those of the action's results that are gone, whole or in part."""
-        for result in self._results(action):
+        for result in self.results(action):
             document = self.result(result)
-            if document is None or not all(self._is_kept(*blob) for blob in document["outputs"].values()):
+            if document is None or not all(self.keeps(*blob) for blob in document["outputs"].values()):
                 self.shared.delete([f"{_entry(action)}{result}"])
 
     def history(self, op: str, item: str) -> list[dict[str, Any]]:
@@ -206,6 +217,13 @@ class Store:
         listed = sorted(self.shared.list("clones/"), key=lambda one: one.name)
         found = zip(listed, self._map(self.shared.read, [one.name for one in listed]))
         return [(*json.loads(clone), one.modified_s) for one, clone in found if clone]
+
+    def runs(self, stage: str) -> Iterator[dict[str, Any]]:
+        """The records of the stage's runs, the newest first."""
+        for name in sorted(self.shared.names(f"runs/{stage}/"), reverse=True):
+            data = self.shared.read(name)
+            if data is not None:
+                yield json.loads(data)
 
     # files --------------------------------------------------------------------------------------------------------
     def scratch(self) -> AbstractContextManager[Path]:
@@ -274,11 +292,6 @@ class Store:
         self._put.discard(digest)
         return None
 
-    def _is_kept(self, digest: str, num_bytes: int) -> bool:
-        if self.shared is self.local:
-            return self._whole(digest) is not None
-        return self.shared.size(blob_name(digest)) == num_bytes
-
     def _make_room(self, num_bytes: int) -> None:
         """Removes the least recently used blobs from the cache where these bytes may bring it over its limit."""
         if self.cache_bytes == float("inf"):
@@ -303,19 +316,16 @@ class Store:
             if path is not None:
                 yield ((digest_bytes(line), line) for line in path.read_bytes().split(b"\n"))
 
-    def _results(self, action: Action) -> set[str]:
-        entry = _entry(action)
-        return {name.removeprefix(entry) for name in self.shared.names(entry)}
-
     def _map(self, call: Callable[[str], Any], names: Iterable[str]) -> Iterator[Any]:
-        """`map`, several at a time where each is a request."""
-        if self.shared is self.local:
-            yield from map(call, names)
-            return
-        left = iter(names)
-        with ThreadPoolExecutor(THREADS) as pool:
-            while batch := list(itertools.islice(left, BATCH)):
-                yield from pool.map(call, batch)
+        return map(call, names) if self.shared is self.local else concurrently(call, names)
+
+
+def concurrently(call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map` of requests, several at a time, in order."""
+    left = iter(items)
+    with ThreadPoolExecutor(THREADS) as pool:
+        while batch := list(itertools.islice(left, BATCH)):
+            yield from pool.map(call, batch)
 
 
 def blob_name(digest: str) -> str:

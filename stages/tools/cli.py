@@ -76,8 +76,8 @@ def check(dataroot: Annotated[Path | None, typer.Argument(help="data/merge where
     if dataroot is None:
         dataroot = _root() / "data" / "merge"
         if not dataroot.is_dir():
-            raise ConfigError(f"{dataroot} does not exist\n  `dvc repro merge` makes it, `dvc pull` fetches it; or name a "
-                              "nuScenes dataroot: `roadmill check DATAROOT`")
+            raise ConfigError(f"{dataroot} does not exist\n  `dvc repro merge` makes it, `dvc pull` fetches it; or "
+                              "give a nuScenes dataroot: `roadmill check DATAROOT`")
     merged = (dataroot / "tables").is_dir()
     findings = findings_of(dataroot, open_pack=Harness(_root()).store.need if merged else None)
     for one in findings:
@@ -97,6 +97,16 @@ def export(out: Path, split: Annotated[list[str], typer.Option(help="only these 
     root = _root()
     done = write_dataroot(root / "data" / "merge", out, Harness(root).store.need, scenes=scene, splits=split)
     _say([f"{out}: {done.num_scenes} scenes, {done.num_files} files"])
+
+
+@app.command()
+def fetch(split: Annotated[list[str], typer.Option(help="only these splits")] = [],  # noqa: B006
+          scene: Annotated[list[str], typer.Option(help="only these scenes, by name or token")] = []) -> None:  # noqa: B006
+    """Bring the packs of the dataset, or of a selection, from the store to this machine."""
+    from stages.tools.share import fetch as bring
+
+    done = bring(_root(), split, scene)
+    _say([f"{done.num_moved} packs fetched, {done.num_bytes / 2**30:.2f} GiB, {done.num_there} were here"])
 
 
 @app.command()

@@ -141,6 +141,17 @@ def _last(harness: Harness, planned: Planned) -> Mapping[str, Any] | None:
     return history[-1] if history else None
 
 
+def code_in_use(root: Path, stage: str) -> str:
+    """The digest of the code that made what data/<stage> holds now. Raises ConfigError where no store tells."""
+    harness = Harness(root)
+    for one in harness.plan(known_stage(stage)).values():
+        document = _last(harness, one)
+        if document is not None:
+            return document["code"]
+    raise ConfigError(f"{stage}: {harness.store.shared.where} knows no earlier result of it\n"
+                      f"  name the digest: `roadmill store pin {stage} DIGEST`")
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 else text
