@@ -227,7 +227,8 @@ class Harness:
             print(self._line(stage, summary, record.counts, time.monotonic() - started), flush=True)
 
     def _keep_run(self, stage: str, record: Mapping[str, Any]) -> None:
-        self.store.keep_run(stage, {**record, "folder": str(self.site.root)})
+        self.store.keep_run(stage, record)
+        self.store.keep_clone(self.site.root)
 
     def _run_items(self, stage: str, cfg: Any, out: Out, record: RunRecord) -> list[Result]:
         plan = self.plan(stage)

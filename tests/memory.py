@@ -27,7 +27,7 @@ class Memory:
         return iter(found)
 
     def list(self, prefix):
-        return [Listed(name, len(self.kept[name]), self._modified_s[name]) for name in self.names(prefix)]
+        return [Listed(name, len(self.kept[name]), self._modified_s.get(name, time.time())) for name in self.names(prefix)]
 
     def read(self, name):
         self.requests["GET"] += 1

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import sys
 import threading
 import time
@@ -206,14 +207,17 @@ class Store:
         return [json.loads(data) for data in self._map(self.shared.read, (one.name for one in listed)) if data]
 
     def keep_run(self, stage: str, record: Mapping[str, Any]) -> None:
-        """Keeps the record of a run, and which clone it ran in: `host` and `folder` of the record."""
+        """Keeps the record of a run."""
         name = f"runs/{stage}/{time.time_ns()}-{os.getpid()}.json"
         self.shared.create(name, json.dumps(record, sort_keys=True).encode())
-        clone = canonical([record["host"], record["folder"]])
+
+    def keep_clone(self, folder: Path) -> None:
+        """Notes that a clone in this folder of this host uses the store now."""
+        clone = canonical([platform.node(), str(folder)])
         self.shared.write(f"clones/{digest_bytes(clone)[:16]}.json", clone)
 
     def clones(self) -> list[tuple[str, str, float]]:
-        """(host, folder, when its last run ended by the store's clock) of the clones that ran stages on this store."""
+        """(host, folder, time of its last run by the store's clock) of the clones that ran stages on this store."""
         listed = sorted(self.shared.list("clones/"), key=lambda one: one.name)
         found = zip(listed, self._map(self.shared.read, [one.name for one in listed]))
         return [(*json.loads(clone), one.modified_s) for one, clone in found if clone]
@@ -250,8 +254,7 @@ class Store:
         path = self.local.path(name)
         if num_bytes <= SINGLE_BYTES and self.shared.create(name, path.read_bytes()):
             return
-        there = next((one for one in self.shared.list(name) if one.name == name), None)
-        if there is None or there.bytes != num_bytes or _is_old(there.modified_s):
+        if self.shared.size(name) != num_bytes or all(_is_old(one.modified_s) for one in self.shared.list(name)):
             self.shared.write(name, path)
 
     def _whole(self, digest: str) -> Path | None:
