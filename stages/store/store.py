@@ -341,7 +341,7 @@ def _entry(action: Action) -> str:
 
 
 def _is_old(modified_s: float) -> bool:
-    return time.time() - modified_s > FRESH_S
+    return abs(time.time() - modified_s) > FRESH_S  # also where clocks differ
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -71,3 +72,15 @@ def salt(text: Annotated[str, typer.Argument(help="any other than before; '' is 
     root = checkout()
     config.set_cache(root, "salt", text)
     typer.echo(f"cache.salt={text!r}\n  `dvc repro` makes everything again; what was made before stays in the store")
+
+
+@store_app.command()
+def gc(clone: Annotated[list[Path], typer.Option(help="another clone whose refs and working tree need the store; "
+                                                      "this one always counts")] = [],  # noqa: B006
+       grace: Annotated[float, typer.Option(metavar="DAYS", help="how long after its tombstone what is dead is "
+                                                                 "deleted: longer than your longest run")] = 30.0,
+       dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would happen")] = False) -> None:
+    """Doom what no git ref needs, and delete what was doomed a grace period ago and that nobody has used since."""
+    from stages.tools.collect import collect
+
+    typer.echo("\n".join(collect(checkout(), clone, grace, dry_run)))
