@@ -8,8 +8,8 @@ import pytest
 
 from stages.lib.errors import ConfigError
 from stages.store.store import Store
-from stages.tools import cli, collect, roots
-from tests.clones import BIN, run
+from stages.tools import cli, collect
+from tests.clones import run
 from tests.fake_clone import FakeClone
 from tests.places import PLACES, commit, is_whole, result_of
 
@@ -152,7 +152,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(place, clone, monkeypa
 
 
 def test_dvc_gc_of_cache_and_remote_cannot_touch_the_store(tmp_path):
-    """The store is in the clone, inside DVC's cache, beside DVC's remote and even in it; `dvc gc -c` takes all it can."""
+    """In the clone, inside DVC's cache, beside DVC's remote and even in it: `dvc gc -c` takes all that it can."""
     clone, remote = FakeClone(tmp_path / "clone", tmp_path / "s"), tmp_path / "remote"
     run(clone.folder, "dvc", "remote", "add", "--default", "hub", str(remote))
     (clone.folder / "table").write_text("one")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from stages.lib.errors import RemoteError
 from stages.tools.programs import checkout
 
 store_app = typer.Typer(name="store", no_args_is_help=True, help="Look after the scene store.")
@@ -84,3 +85,15 @@ def gc(clone: Annotated[list[Path], typer.Option(help="another clone whose refs 
     from stages.tools.collect import collect
 
     typer.echo("\n".join(collect(checkout(), clone, grace, dry_run)))
+
+
+@store_app.command()
+def fsck(repair: Annotated[bool, typer.Option("--repair", help="bring back what can be had, forget the rest")] = False
+         ) -> None:
+    """Read every byte of the store, and say what is damaged, missing or nobody's."""
+    from stages.tools.damage import examine
+
+    lines, is_right = examine(checkout(), repair)
+    typer.echo("\n".join(lines))
+    if not is_right:
+        raise typer.Exit(RemoteError.exit_code)
