@@ -24,8 +24,8 @@ def use(name: Annotated[str, typer.Argument(help="conf/store/NAME.yaml")]) -> No
 
 
 @store_app.command()
-def copy(source: str, target: str, ref: Annotated[str, typer.Option(help="the git ref whose dataset is copied")] = "HEAD"
-         ) -> None:
+def copy(source: str, target: str,
+         ref: Annotated[str, typer.Option(help="the git ref whose dataset is copied")] = "HEAD") -> None:
     """Copy what a git ref needs from one store to another (names of conf/store); what is there is passed over."""
     from stages.tools.share import copy as bring
 
