@@ -10,6 +10,10 @@ import typer
 from stages.lib.errors import RemoteError
 from stages.tools.programs import checkout
 
+Clones = Annotated[list[Path], typer.Option(help="another clone whose refs and working tree need the store; this one "
+                                                 "always counts")]
+Grace = Annotated[float, typer.Option(metavar="DAYS", help="how long after its tombstone what is dead is deleted: longer "
+                                                           "than your longest run")]
 store_app = typer.Typer(name="store", no_args_is_help=True, help="Look after the scene store.")
 
 
@@ -76,15 +80,22 @@ def salt(text: Annotated[str, typer.Argument(help="any other than before; '' is 
 
 
 @store_app.command()
-def gc(clone: Annotated[list[Path], typer.Option(help="another clone whose refs and working tree need the store; "
-                                                      "this one always counts")] = [],  # noqa: B006
-       grace: Annotated[float, typer.Option(metavar="DAYS", help="how long after its tombstone what is dead is "
-                                                                 "deleted: longer than your longest run")] = 30.0,
+def gc(clone: Clones = [],  # noqa: B006
+       grace: Grace = 30.0,
        dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would happen")] = False) -> None:
     """Doom what no git ref needs, and delete what was doomed a grace period ago and that nobody has used since."""
     from stages.tools.collect import collect
 
     typer.echo("\n".join(collect(checkout(), clone, grace, dry_run)))
+
+
+@store_app.command()
+def stats(clone: Clones = [],  # noqa: B006
+          grace: Grace = 30.0) -> None:
+    """Say who needs how much of the store, and what a gc would free."""
+    from stages.tools.stats import stats as count
+
+    typer.echo("\n".join(count(checkout(), clone, grace)))
 
 
 @store_app.command()
