@@ -1,6 +1,7 @@
 """Stores in a folder and in a bucket whose objects can be made older, for tests of what age decides."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from stages.lib.digests import canonical, digest_bytes
@@ -97,3 +98,52 @@ def is_whole(store: Store, row: dict, number: int, op: str = "sample", code: str
     """Whether the action is a hit and all that it names is there."""
     document = store.lookup(action(number, op, code))
     return document is not None and all(store.find(digest) for digest, _ in row["outputs"].values())
+
+
+class Aging:
+    """A bucket on a server, whose objects can be made older here: servers take no times from us."""
+
+    def __init__(self, bucket) -> None:
+        self.bucket, self.where, self.days = bucket, bucket.where, {}
+        self.read, self.download, self.size, self.names = bucket.read, bucket.download, bucket.size, bucket.names
+
+    def list(self, prefix):
+        return [replace(one, modified_s=one.modified_s - self.days.get(one.name, 0) * DAY_S)
+                for one in self.bucket.list(prefix)]
+
+    def write(self, name, data):
+        self.bucket.write(name, data)
+        self.days.pop(name, None)
+
+    def create(self, name, data):
+        created = self.bucket.create(name, data)
+        if created:
+            self.days.pop(name, None)
+        return created
+
+    def delete(self, names):
+        names = list(names)
+        self.bucket.delete(names)
+        for name in names:
+            self.days.pop(name, None)
+
+
+class ServerPlace(BucketPlace):
+    """A store in a bucket of a real server."""
+
+    def __init__(self, folder: Path, bucket) -> None:
+        super().__init__(folder)
+        self.bucket = Aging(bucket)
+
+    def names(self) -> dict[str, bytes]:
+        return {name: self.bucket.read(name) for name in self.bucket.names("") if not name.startswith("gc/")}
+
+    def pass_days(self, days: float) -> None:
+        for name in self.bucket.names(""):
+            self.bucket.days[name] = self.bucket.days.get(name, 0) + days
+
+    def damage(self, name: str, data: bytes | None) -> None:
+        if data is None:
+            self.bucket.bucket.delete([name])
+        else:
+            self.bucket.bucket.write(name, data)
