@@ -60,3 +60,11 @@ def test_damage_is_found_and_repaired(place, capsys):
     assert (len(done.restored), len(done.forgotten)) == (1, 2)
     assert check(place.store(), Live()).is_clean
     assert [is_whole(place.store(), row, number) for number, row in enumerate(rows)] == [True, True, False, False]
+
+
+def test_a_listing_by_a_whole_name_or_its_beginning_has_it_and_no_neighbour(place):
+    for name in ("a/ba", "a/bb", "a/bb.x", "a/bc", "a/bax"):
+        place.bucket.write(name, b"")
+    assert {one.name for one in place.bucket.list("a/bb")} == {"a/bb", "a/bb.x"}
+    assert {one.name for one in place.bucket.list("a/ba")} == {"a/ba", "a/bax"}
+    assert {one.name for one in place.bucket.list("a/bb.")} == {"a/bb.x"}

@@ -48,7 +48,8 @@ def stats(root: Path, clones: Sequence[Path], grace_days: float) -> list[str]:
     total = Line("all", sum(one.num_results for one in ops), len(sizes), sum(sizes.values()),
                  sum(freed.values()) if found else None)
     datasets = sorted(of_datasets(clones), key=lambda one: (-one.num_bytes, one.name))
-    return [store.shared.where, _row("made by", "results", "blobs", "GiB", "a gc frees"), *map(_told, [*ops, total]), "",
+    return [store.shared.where,
+            _row("made by", "results", "blobs", "GiB", "a gc frees"), *map(_told, [*ops, total]), "",
             _row("needed by", "results", "blobs", "GiB", "no other needs"), *map(_told, datasets),
             *([f"a gc would stop: {refused}"] if refused else [])]
 

@@ -12,8 +12,8 @@ from stages.tools.programs import checkout
 
 Clones = Annotated[list[Path], typer.Option(help="another clone whose refs and working tree need the store; this one "
                                                  "always counts")]
-Grace = Annotated[float, typer.Option(metavar="DAYS", help="how long after its tombstone what is dead is deleted: longer "
-                                                           "than your longest run")]
+Grace = Annotated[float, typer.Option(metavar="DAYS", help="how long after its tombstone what is dead is deleted: "
+                                                           "longer than your longest run")]
 store_app = typer.Typer(name="store", no_args_is_help=True, help="Look after the scene store.")
 
 
