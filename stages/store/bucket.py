@@ -405,7 +405,7 @@ def _etag(sums: list[Any], many: bool = False) -> str:
 
 def _while_alike(page: Callable[[str], list[Listed]], prefix: str) -> Iterator[Listed]:
     """The objects of the pages that begin at the prefix, as long as they start with it."""
-    after: str | None = prefix
+    after: str | None = f"{prefix[:-1]}{chr(ord(prefix[-1]) - 1)}zz"  # hardly a name comes between it and the prefix
     while after:
         found = page(after)
         alike = [one for one in found if one.name.startswith(prefix)]

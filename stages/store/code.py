@@ -25,16 +25,24 @@ INERT_DECORATORS = {"cache", "contextlib", "contextmanager", "dataclass", "datac
 
 def code_digest(root: Path, module: str, function: str, pins: Mapping[str, str]) -> str:
     """sha256 for `function` of `module` (dotted) in the checkout at `root`; `pins` maps package to version."""
+    return digest_bytes(canonical(_content(root, module, function, pins)))
+
+
+def packages(root: Path, module: str, function: str, pins: Mapping[str, str]) -> dict[str, str]:
+    """package -> version, of those that the digest covers."""
+    return _content(root, module, function, pins)["packages"]
+
+
+def _content(root: Path, module: str, function: str, pins: Mapping[str, str]) -> dict[str, dict[str, str]]:
     reached = _reached(_parse(root, module), function)
     parts = {f"{module}:{function}": _fingerprint(reached)}
-    packages = set()
-    imported = _imports(root, reached, packages)
+    tops = set()
+    imported = _imports(root, reached, tops)
     for name in sorted(closure(root, imported)):
         body = _parse(root, name).body
         parts[name] = _fingerprint(body)
-        _imports(root, body, packages)
-    versions = {package: _pinned(package, pins) for package in sorted(_distributions(packages))}
-    return digest_bytes(canonical({"code": parts, "packages": versions}))
+        _imports(root, body, tops)
+    return {"code": parts, "packages": {package: _pinned(package, pins) for package in sorted(_distributions(tops))}}
 
 
 def closure(root: Path, modules: Iterable[str]) -> set[str]:
