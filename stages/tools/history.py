@@ -210,6 +210,11 @@ class Objects:
         members = self.members(folder, md5)
         return self._find(members[file], self.root / folder / file) if members and file in members else None
 
+    @property
+    def has_remote(self) -> bool:
+        """Whether DVC has a remote to ask."""
+        return self._repo is not None and self._remote is not None
+
     def members(self, folder: str, md5: str) -> dict[str, str] | None:
         """file -> md5 of all in the folder with this md5; None where that can't be known."""
         if md5 not in self._folders:

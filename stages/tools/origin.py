@@ -44,18 +44,19 @@ class Origins:
         if document is None:
             return step | {"action": None}
         action = Action(**document)
-        found = next((one for one in self._harness.store.runs(stage) if one.get("actions", {}).get(row["name"]) == action.key), None)
+        found = next((one for one in self._harness.store.runs(stage)
+                      if one.get("actions", {}).get(row["name"]) == action.key), None)
         return step | document | {"action": action.key, "code": self.code(stage, action.code),
                                   "run": found and {name: found.get(name) for name in RUN}}
 
-    def of_stage(self, checkout: Checkout, stage: str, reader: str = "") -> dict[str, Any]:
+    def of_stage(self, checkout: Checkout, stage: str) -> dict[str, Any]:
         """The step of a stage of many items, which share knobs, code and salt."""
-        rows = [row for row in checkout.rows(stage, reader) or () if "outputs" in row]
+        rows = checkout.rows(stage)
         step = {"stage": stage, "items": len(rows)}
         if rows:
             first = self.of_item(checkout, stage, rows[0])
             step |= {name: first.get(name) for name in ("evidence", "code", "salt", "knobs")}
-        return step | {"manifest_md5": checkout.md5(DATA_FOLDERS[stage], reader)}
+        return step | {"output_md5": checkout.md5(DATA_FOLDERS[stage])}
 
     def of_program(self, checkout: Checkout, stage: str) -> dict[str, Any]:
         """The step of a whole-stage program, as dvc.lock has it: settings, md5 of its code and of what it read."""
@@ -80,6 +81,13 @@ class Origins:
         if checkout.objects is None and (planned := self.plan(stage).get(row["name"])) is not None:
             return planned.action.document, "planned"
         return None, ""
+
+    def has_action(self, checkout: Checkout, stage: str, row: Mapping[str, Any], key: str) -> bool:
+        """Whether this is the key of an action of the row's item: an earlier one, or the planned one."""
+        if any(Action(**one).key == key for one in self._harness.store.history(stage, row["name"])):
+            return True
+        planned = self.plan(stage).get(row["name"]) if checkout.objects is None else None
+        return planned is not None and planned.action.key == key
 
     def plan(self, stage: str) -> Mapping[str, Any]:
         """The items that params.yaml and the files on disk ask for now; none where they don't suffice."""
@@ -142,7 +150,5 @@ class Origins:
 
 
 def _digest(root: Path, stage: str) -> tuple[str, dict[str, str]]:
-    pins = code.read_pins(root / CODE[1])
-    module = f"stages.{stage}"
-    return code.code_digest(root, module, "run", pins), code.packages(root, module, "run", pins)
+    return code.digest_and_packages(root, f"stages.{stage}", "run", code.read_pins(root / CODE[1]))
 
