@@ -179,8 +179,12 @@ class Ancestry:
                 break
         for one in gaps:
             self.gap(f"{one['path']} {one['md5']} of {', '.join(history.names(one['revs']))}", one["remedy"])
-        return {"kind": "recording", "steps": steps, "recordings": found,
-                "looked_into": uses.looked_into(self.trees, self.commits), "beyond": uses.beyond(self.root)}
+        return self.searched(found) | {"steps": steps}
+
+    def searched(self, found: list[Document]) -> Document:
+        """Recordings and how far the search for what was made of them went."""
+        return {"kind": "recording", "recordings": found, "looked_into": uses.looked_into(self.trees, self.commits),
+                "beyond": uses.beyond(self.root)}
 
     # parts of documents -----------------------------------------------------------------------------------------------
     def _step(self, checkout: Checkout, stage: str, row: Mapping[str, Any]) -> Document:

@@ -26,7 +26,10 @@ class Checkout:
     @property
     def name(self) -> str:
         """The revision, for people."""
-        return WORKING_TREE if self.objects is None else history.names(self.tree.revs)[0]
+        if self.objects is None:
+            return WORKING_TREE
+        committed = [rev for rev in self.tree.revs if rev != WORKING_TREE]
+        return history.names(committed)[0] if committed else "dvc.lock"
 
     def md5(self, folder: str) -> str:
         """DVC's md5 of the folder; "" where dvc.lock has none."""

@@ -51,11 +51,12 @@ def lineage(root: Path, asked: str) -> Document:
     found = question.answer(asked)
     known = question.known
     if found is None:
+        unseen = question.unseen(asked)
         raise ConfigError(
-            f"{asked}: no file here; no token, digest or name in the working tree, nor in the {len(known.trees)} states "
-            f"of the data that {len(known.commits)} refs and commits name{near_miss(asked, question.names)}\n"
-            "  `roadmill lineage` takes a file, a token, a sha256, a scene or a drive; what this clone lacks, `dvc fetch "
-            "--all-commits` brings")
+            f"{asked}: no file here, and no token, digest or name in the working tree or in the {len(known.trees)} "
+            f"states of the data that {len(known.commits)} refs and commits name{near_miss(asked, question.names)}\n"
+            + (f"  this does not say that it was never used, {unseen}" if unseen else
+               "  `roadmill lineage` takes a file, a token, a sha256, a scene or a drive"))
     return {"asked": asked, **found} | ({"gaps": known.gaps} if known.gaps else {})
 
 
@@ -72,8 +73,17 @@ class _Question:
         if path.exists():
             return self._file(path.resolve())
         if SHA256.fullmatch(asked):
-            return self._digest(asked) or self._action(asked)
+            return self._digest(asked) or self._action(asked) or self._unlisted(asked)
         return self._token(asked) if TOKEN.fullmatch(asked) else self._name(asked)
+
+    def unseen(self, asked: str) -> str:
+        """What could not be looked into on the way, and the command that then helps; "" where nothing."""
+        gaps = uses.listed(self.known.trees, self.known.objects)[1]
+        if SHA256.fullmatch(asked):
+            gaps = [*gaps, *uses.uses(asked, self.known.trees, self.known.objects)["gaps"]]
+        revs = history.names(dict.fromkeys(rev for one in gaps for rev in one["revs"]))
+        paths = ", ".join(dict.fromkeys(one["path"] for one in gaps))
+        return f"{paths} of {', '.join(revs)} could not be looked into:\n  {gaps[0]['remedy']}" if gaps else ""
 
     def _file(self, path: Path) -> Document | None:
         if path.is_relative_to(self.known.root):
@@ -117,7 +127,7 @@ class _Question:
         known = md5 if out == name else (self.known.objects.members(out, md5) or {}).get(name.removeprefix(f"{out}/"))
         if known != history.file_md5(path):
             self.known.gap(f"{name} is not the file that dvc.lock names: an unfinished run, or changed by hand",
-                      f"`dvc status` says what changed, `dvc checkout {out}` restores it")
+                           f"`dvc status` says what changed, `dvc checkout {out}` restores it")
 
     def _digest(self, digest: str) -> Document | None:
         """What has this sha256: a recording, or an output of an item."""
@@ -131,6 +141,12 @@ class _Question:
                     if files:
                         return self.known.item(checkout, stage, row, {"sha256": digest, "file": files[0]})
         return None
+
+    def _unlisted(self, digest: str) -> Document | None:
+        """A recording that datasets have scenes of, though no list has it."""
+        used = uses.uses(digest, self.known.trees, self.known.objects)
+        return self.known.searched([{"digest": digest, **used}]) if any(used[kind] for kind in uses.KINDS.values()) \
+            else None
 
     def _action(self, key: str) -> Document | None:
         """The item whose action has this key: one that is planned now, or an earlier one of a known item."""

@@ -51,12 +51,12 @@ def _label(one: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _recording(one: Mapping[str, Any]) -> Iterator[str]:
-    yield f"recording {one['name']}"
-    yield from _indented(_pairs({"sha256": one["digest"], "bytes": one["bytes"], "scan": one["scan"],
-                                 "rig": one["rig"]}))
-    if "listed_by" not in one:
+    yield f"recording {one.get('name', 'of no list')}"
+    yield from _indented(_pairs({"sha256": one["digest"], **{key: one[key] for key in ("bytes", "scan", "rig")
+                                                             if key in one}}))
+    yield from _wrapped("  listed by  ", _revs(one.get("listed_by", ())))
+    if "datasets" not in one:
         return
-    yield from _wrapped("  listed by  ", _revs(one["listed_by"]))
     for kind in ("datasets", "models", "scores"):
         yield f"  {kind}: {len(one[kind])}"
         for made in one[kind]:
