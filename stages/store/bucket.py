@@ -198,15 +198,22 @@ class Bucket:
         return (found.name for found in self.list(prefix))
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """Objects whose names start with the prefix, which is '' or ends in '/', in any order."""
+        """Objects whose names start with the prefix, in any order; one that ends within a name should match few."""
+        folder, _, begin = prefix.rpartition("/")
+
         def page(after: str | None) -> list[Listed]:
-            stream = obstore.list(self._store, prefix.rstrip("/") or None, offset=after, chunk_size=PAGE)
+            stream = obstore.list(self._store, folder or None, offset=after, chunk_size=PAGE)
             found = [Listed(meta["path"], meta["size"], meta["last_modified"].timestamp())
                      for meta in next(stream, [])]
             self._exists = True
             return found
 
-        return every_page(lambda after: self._patiently(prefix, lambda: page(after)), prefix, PAGE)
+        def asked(after: str | None) -> list[Listed]:
+            return self._patiently(prefix, lambda: page(after))
+
+        if not begin:
+            return every_page(asked, prefix, PAGE)
+        return _while_alike(asked, prefix)
 
     # write --------------------------------------------------------------------------------------------------------
     def write(self, name: str, data: bytes | Path, sha256: str | None = None) -> None:
@@ -374,6 +381,16 @@ def _etag(sums: list[Any], many: bool = False) -> str:
     if many:
         return f"{hashlib.md5(b''.join(part.digest() for part in sums)).hexdigest()}-{len(sums)}"
     return (sums[0] if sums else hashlib.md5(b"")).hexdigest()
+
+
+def _while_alike(page: Callable[[str], list[Listed]], prefix: str) -> Iterator[Listed]:
+    """The objects of the pages that begin at the prefix, as long as they start with it."""
+    after: str | None = prefix
+    while after:
+        found = page(after)
+        alike = [one for one in found if one.name.startswith(prefix)]
+        yield from alike
+        after = found[-1].name if len(found) == len(alike) == PAGE else None
 
 
 def _compare(got: obstore.GetResult, sha256: str, num_bytes: int) -> None:

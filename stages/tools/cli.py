@@ -10,23 +10,17 @@ import typer
 
 from stages.__main__ import guarded
 from stages.lib.errors import ConfigError, DataError
+from stages.tools.programs import checkout as _root
+from stages.tools.store_words import store_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Drive logs in; datasets, models and scores out. `dvc repro` runs the stages.")
+app.add_typer(store_app)
 
 
 def main() -> None:
     """The console script: our errors are lines, not tracebacks."""
     sys.exit(guarded(lambda: app(standalone_mode=True)))
-
-
-def _root() -> Path:
-    """The repository that the working directory is in."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").exists():
-            return folder
-    raise ConfigError(f"{here} is not in a Roadmill repository: no dvc.yaml here or above\n  `cd` into your clone")
 
 
 def _say(lines: list[str]) -> None:

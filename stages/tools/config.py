@@ -93,6 +93,11 @@ def select(root: Path, group: str, choices: str | list[str]) -> None:
         parser.dump(config, file)
 
 
+def cache(root: Path) -> dict[str, Any]:
+    """The section `cache` of conf/config.yaml."""
+    return yaml.safe_load((root / "conf" / "config.yaml").read_text())["cache"]
+
+
 def set_cache(root: Path, knob: str, value: Any) -> None:
     """Sets a knob of the section `cache` in conf/config.yaml, comments kept, and composes.
 
