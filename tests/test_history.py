@@ -110,6 +110,8 @@ def test_each_distinct_manifest_of_branch_tag_experiment_and_remote_branch_comes
     assert found(clone) == {
         ("working tree", "refs/heads/main", "refs/remotes/origin/other", "refs/tags/v1"): ["one"],
         (EXPERIMENT,): ["one", "two"]}
+    assert set(history.commits(clone.root)) == {"refs/heads/main", "refs/tags/v1", "refs/remotes/origin/other",
+                                                EXPERIMENT}
     assert history.names((EXPERIMENT, "refs/heads/main", "refs/tags/v1", "refs/remotes/origin/other", "e" * 40)) == [
         "experiment slow", "branch main", "tag v1", "origin/other", "commit eeeeeeeeeeee"]
 

@@ -14,91 +14,73 @@ from stages.lib import pack, recordings
 from stages.lib.bag import open_bag
 from stages.lib.digests import digest_bytes, digest_file
 from stages.lib.errors import ConfigError, DataError
-from stages.sim.sensors import Spec
-from stages.sim.simulate import simulate
+from stages.store.action import Action
 from stages.tools.export import export
 from stages.tools.lineage import lineage
 from stages.tools.lineage_text import lines
 from tests import clones
 from tests.clones import run
 
-KNOBS = """
-curate: {scene_s: 2.0, min_scene_s: 2.0, rules: {moving: null}}
-split: {quotas: {train: 0.5, val: 0.5, test: 0.0}}
-sample: {keyframe_hz: 2.0, num_pictures: 0}
-autolabel: {min_score: 0.1, num_pictures: 0}
-train: {steps: 1, batch_size: 1, bn_batches: 1, num_sweeps: 1, pillar_m: 2.5, pillar_channels: 4, stages: [4, 4, 4],
-        neck_channels: 4}
-"""
-
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """main and the tag v1 have three drives; the experiment slow has fewer key frames of them; the branch fewer lacks
-    the first drive of split train in its dataset, and still has the model that learned from it."""
-    drives, folder = tmp_path_factory.mktemp("drives"), tmp_path_factory.mktemp("world") / "clone"
-    coarse = Spec(width_px=96, height_px=54, num_beams=16, num_azimuths=360)
-    simulate(drives / "long", 3, 3.0, 0, workers=2, spec=coarse)
-    clones.new_clone(folder, KNOBS)
-    shutil.copytree(drives, folder / "data/raw/bags")
-    run(folder, "roadmill", "scan", "data/raw/bags", "--rig", "sim")
-    run(folder, "dvc", "repro")
-    clones.commit(folder, "made")
+def tagged(world, tmp_path_factory) -> Path:
+    """The small world, with main tagged v1, an experiment `slow` of fewer key frames, and a branch `fewer` whose
+    dataset lacks one drive of split train, though it still has the model that learned from it."""
+    folder = clones.copy(world, tmp_path_factory.mktemp("tagged") / "clone")
     run(folder, "git", "tag", "v1")
     run(folder, "dvc", "exp", "run", "--temp", "--name", "slow", "-S", "sample.keyframe_hz=1", "merge")
     run(folder, "git", "checkout", "--quiet", "-b", "fewer")
-    withdrawn = train_drive(folder)
-    for path in (folder / "data/raw/bags/long").glob(f"{Path(withdrawn).name}*"):
+    for path in (folder / "data/raw/bags/long").glob(f"{Path(train_drive(folder)).name}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     run(folder, "roadmill", "scan", "data/raw/bags", "--rig", "sim")
     run(folder, "dvc", "repro", "merge")
     clones.commit(folder, "without one recording")
     run(folder, "git", "checkout", "--quiet", "main")
     run(folder, "dvc", "checkout", "--quiet")
-    shutil.copytree(drives, folder / "data/raw/bags", dirs_exist_ok=True)
+    shutil.copytree(world / "data/raw/bags", folder / "data/raw/bags", dirs_exist_ok=True)
     return folder
 
 
-def table(world: Path, name: str) -> pl.DataFrame:
-    return pl.read_parquet(world / f"data/merge/tables/{name}.parquet")
+def table(tagged: Path, name: str) -> pl.DataFrame:
+    return pl.read_parquet(tagged / f"data/merge/tables/{name}.parquet")
 
 
-def train_drive(world: Path) -> str:
+def train_drive(tagged: Path) -> str:
     """The first drive of split train, by name."""
-    scenes = table(world, "scene").filter(pl.col("split") == "train").join(table(world, "log"), on="drive_token")
+    scenes = table(tagged, "scene").filter(pl.col("split") == "train").join(table(tagged, "log"), on="drive_token")
     return sorted(scenes["logfile"])[0]
 
 
-def recording(world: Path, name: str) -> recordings.Recording:
-    return next(one for one in recordings.read(world / "data/recordings") if one.name == name)
+def recording(tagged: Path, name: str) -> recordings.Recording:
+    return next(one for one in recordings.read(tagged / "data/recordings") if one.name == name)
 
 
 def steps(document: dict) -> dict[str, dict]:
     return {step["stage"]: step for step in document["steps"]}
 
 
-def test_a_frame_of_an_export_leads_to_the_message_in_the_recording(world, tmp_path):
-    export(world / "data/merge", tmp_path / "out", Harness(world).store.need)
-    row = table(world, "sample_data").filter((pl.col("channel") == "CAM_FRONT") & ~pl.col("is_key_frame")).row(
+def test_a_frame_of_an_export_leads_to_the_message_in_the_recording(tagged, tmp_path):
+    export(tagged / "data/merge", tmp_path / "out", Harness(tagged).store.need)
+    row = table(tagged, "sample_data").filter((pl.col("channel") == "CAM_FRONT") & ~pl.col("is_key_frame")).row(
         3, named=True)
     path = tmp_path / "out" / row["filename"]
-    found = lineage(world, str(path))
+    found = lineage(tagged, str(path))
     subject, made = found["subject"], steps(found)
     assert (found["kind"], subject["token"], subject["same_as_in_pack"]) == ("frame", row["token"], True)
     assert subject["sha256"] == digest_file(path)
     assert [step["stage"] for step in found["steps"]] == ["sample", "split", "curate", "ingest"]
     (drive,) = found["recordings"]
     for stage, item in (("sample", found["scenes"][0]["name"]), ("ingest", drive["name"])):
-        assert made[stage]["action"] == Harness(world).plan(stage)[item].action.key
+        assert made[stage]["action"] == Harness(tagged).plan(stage)[item].action.key
         assert made[stage]["evidence"] == "recorded"
-        assert made[stage]["inputs"]["recording"] == drive["digest"] == recording(world, drive["name"]).digest
+        assert made[stage]["inputs"]["recording"] == drive["digest"] == recording(tagged, drive["name"]).digest
         assert made[stage]["code"]["own"]
         assert made[stage]["run"]["python"].startswith("3.")
         assert made[stage]["code"]["packages"]["rosbags"] == "0.11.9"
-    member = pack.read_member(Harness(world).store.need(subject["pack_digest"]), subject["offset"], subject["bytes"])
+    member = pack.read_member(Harness(tagged).store.need(subject["pack_digest"]), subject["offset"], subject["bytes"])
     assert digest_bytes(member) == subject["sha256"]
     said = subject["message"]
-    with open_bag(world / "data/raw/bags" / said["recording"], said["recording"]) as bag:
+    with open_bag(tagged / "data/raw/bags" / said["recording"], said["recording"]) as bag:
         (message,) = [one for one in bag.messages([said["topic"]], said["receive_ns"], said["receive_ns"] + 1)
                       if one.seq == said["seq"]]
         stamp = bag.decode(message).header.stamp
@@ -107,26 +89,26 @@ def test_a_frame_of_an_export_leads_to_the_message_in_the_recording(world, tmp_p
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(DataError, match=rf"sha256 {digest_file(path)}\) are not those of {row['filename']} in any "
                                         rf"dataset that is known here: working tree has sha256 {subject['sha256']}"):
-        lineage(world, str(path))
+        lineage(tagged, str(path))
     view = tmp_path / "out/v1.0-roadmill/scene.json"
-    assert [one["name"] for one in lineage(world, str(view))["scenes"]] == table(world, "scene")["name"].to_list()
+    assert [one["name"] for one in lineage(tagged, str(view))["scenes"]] == table(tagged, "scene")["name"].to_list()
 
 
-def test_every_token_digest_and_name_of_a_scene_leads_to_its_recording(world):
-    scene = table(world, "scene").row(0, named=True)
-    drive = table(world, "log").filter(pl.col("drive_token") == scene["drive_token"]).row(0, named=True)
+def test_every_token_digest_and_name_of_a_scene_leads_to_its_recording(tagged):
+    scene = table(tagged, "scene").row(0, named=True)
+    drive = table(tagged, "log").filter(pl.col("drive_token") == scene["drive_token"]).row(0, named=True)
     mine = pl.col("scene_token") == scene["token"]
-    asked = {name: table(world, name).filter(mine)["token"][0] for name in (
+    asked = {name: table(tagged, name).filter(mine)["token"][0] for name in (
         "sample", "sample_data", "sample_annotation", "instance", "calibrated_sensor")}
     asked |= {"scene": scene["token"], "log": drive["token"], "name": scene["name"], "pack": scene["pack_digest"],
-              "ego_pose": table(world, "sample_data").filter(mine)["ego_pose_token"][0],
-              "drive": drive["logfile"], "recording": recording(world, drive["logfile"]).digest,
-              "file": str(world / "data/raw/bags" / drive["logfile"] / "metadata.yaml"),
-              "action": Harness(world).plan("sample")[scene["name"]].action.key,
-              "store": str(world / "data/store/cas" / scene["pack_digest"][:2] / scene["pack_digest"])}
+              "ego_pose": table(tagged, "sample_data").filter(mine)["ego_pose_token"][0],
+              "drive": drive["logfile"], "recording": recording(tagged, drive["logfile"]).digest,
+              "file": str(tagged / "data/raw/bags" / drive["logfile"] / "metadata.yaml"),
+              "action": Harness(tagged).plan("sample")[scene["name"]].action.key,
+              "store": str(tagged / "data/store/cas" / scene["pack_digest"][:2] / scene["pack_digest"])}
     kinds = {}
     for what, token in asked.items():
-        found = lineage(world, token)
+        found = lineage(tagged, token)
         kinds[what] = found["kind"]
         assert [one["name"] for one in found["recordings"]] == [drive["logfile"]], what
         assert "gaps" not in found, what
@@ -136,14 +118,14 @@ def test_every_token_digest_and_name_of_a_scene_leads_to_its_recording(world):
                      "file": "recording", "action": "scene", "store": "scene"}
     with pytest.raises(ConfigError, match=r"drive_9: no file here, and no token, .* did you mean long/drive_\d+\?\n"
                                           r"  `roadmill lineage` takes a file"):
-        lineage(world, "long/drive_9")
+        lineage(tagged, "long/drive_9")
 
 
-def test_a_box_says_whose_label_it_is(world):
-    boxes = table(world, "sample_annotation").unique("source", maintain_order=True)
+def test_a_box_says_whose_label_it_is(tagged):
+    boxes = table(tagged, "sample_annotation").unique("source", maintain_order=True)
     assert set(boxes["source"]) == {"human", "truth", "geometric"}
     for row in boxes.iter_rows(named=True):
-        found = lineage(world, row["token"])
+        found = lineage(tagged, row["token"])
         (label,) = found["labels"]
         assert label["source"] == row["source"]
         drive, source = found["recordings"][0]["name"], row["source"]
@@ -152,15 +134,15 @@ def test_a_box_says_whose_label_it_is(world):
             assert steps(found)["autolabel"]["outputs"]["boxes.parquet"]
         else:
             path = f"data/labels/{source}/{drive}.json"
-            assert label["files"] == {path: digest_file(world / path)}
+            assert label["files"] == {path: digest_file(tagged / path)}
             assert "autolabel" not in steps(found)
         assert steps(found)["merge"]["knobs"]["moving_speed_mps"] == 0.5
         assert found["subject"]["track_id"]
 
 
-def test_a_model_names_its_scenes_labels_recordings_settings_and_code(world):
-    scenes = table(world, "scene").filter(pl.col("split") == "train").join(table(world, "log"), on="drive_token")
-    documents = [lineage(world, str(world / "models" / file)) for file in ("model.pt", "model.onnx")]
+def test_a_model_names_its_scenes_labels_recordings_settings_and_code(tagged):
+    scenes = table(tagged, "scene").filter(pl.col("split") == "train").join(table(tagged, "log"), on="drive_token")
+    documents = [lineage(tagged, str(tagged / "models" / file)) for file in ("model.pt", "model.onnx")]
     for found in documents:
         assert [step["stage"] for step in found["steps"]] == list(reversed(STAGES[:STAGES.index("train") + 1]))
         assert {one["name"] for one in found["scenes"]} == set(scenes["name"])
@@ -170,25 +152,25 @@ def test_a_model_names_its_scenes_labels_recordings_settings_and_code(world):
             digest for role, digest in train["inputs"].items() if role.startswith("pack/")}
         assert train["knobs"]["steps"] == 1
         assert train["code"] | {"packages": 0} == {
-            "digest": Harness(world).plan("train")["detector"].action.code, "own": True, "packages": 0,
-            "commits": [run(world, "git", "rev-parse", "main").strip()]}
+            "digest": Harness(tagged).plan("train")["detector"].action.code, "own": True, "packages": 0,
+            "commits": [run(tagged, "git", "rev-parse", "main").strip()]}
         assert "torch" in train["code"]["packages"]
-        learned = json.loads((world / "models/manifest.jsonl").read_text())["facts"]["labels"]
+        learned = json.loads((tagged / "models/manifest.jsonl").read_text())["facts"]["labels"]
         assert [(one["source"], one["boxes"]) for one in found["labels"]] == [(row[0], row[3]) for row in learned]
-    assert documents[0]["subject"]["sha256"] == digest_file(world / "models/model.pt")
-    scores = lineage(world, str(world / "results/evaluate/metrics.json"))
+    assert documents[0]["subject"]["sha256"] == digest_file(tagged / "models/model.pt")
+    scores = lineage(tagged, str(tagged / "results/evaluate/metrics.json"))
     assert [step["stage"] for step in scores["steps"]] == list(reversed(STAGES))
     assert {one["split"] for one in scores["scenes"]} == {"val"}
 
 
-def test_code_that_has_changed_since_is_told_with_the_commit_that_has_it(world, tmp_path):
-    clone = clones.copy(world, tmp_path / "clone")
+def test_code_that_has_changed_since_is_told_with_the_commit_that_has_it(tagged, tmp_path):
+    clone = clones.copy(tagged, tmp_path / "clone")
     path = clone / "stages/lib/training.py"
     path.write_text(path.read_text() + "\n\nCHANGED = 1\n")
     (clone / "stages/lib/card.py").write_text((clone / "stages/lib/card.py").read_text() + "\n# a remark\n")
     made = steps(lineage(clone, str(clone / "models/model.pt")))
     assert not made["train"]["code"]["own"]
-    assert made["train"]["code"]["commits"] == [run(world, "git", "rev-parse", "main").strip()]
+    assert made["train"]["code"]["commits"] == [run(tagged, "git", "rev-parse", "main").strip()]
     assert made["autolabel"]["code"]["own"]
     assert made["merge"]["code"]["changed_since"] == ["stages/lib/card.py"], "what dvc.lock says by file"
     (clone / "models/model.pt").unlink()
@@ -199,12 +181,37 @@ def test_code_that_has_changed_since_is_told_with_the_commit_that_has_it(world, 
                                       "models` restores it"}]
 
 
-def test_a_withdrawn_recording_is_found_in_tag_branch_and_experiment(world):
-    name = train_drive(world)
-    found = lineage(world, name)
+def test_a_model_older_than_its_dataset_leads_to_the_dataset_it_learned_from(tagged, tmp_path):
+    clone = clones.copy(tagged, tmp_path / "clone")
+    withdrawn = train_drive(tagged)
+    run(clone, "git", "checkout", "--quiet", "fewer")
+    run(clone, "dvc", "checkout", "--quiet")
+    dataset, model = (lineage(clone, str(clone / path)) for path in ("data/merge", "models/model.pt"))
+    assert withdrawn not in {one["name"] for one in dataset["recordings"]}
+    assert withdrawn in {one["name"] for one in model["recordings"]}
+    assert {one["name"] for one in dataset["scenes"]} == set(table(clone, "scene")["name"])
+    assert {one["pack_digest"] for one in model["scenes"]} == {
+        digest for role, digest in steps(model)["train"]["inputs"].items() if role.startswith("pack/")}
+    assert steps(model)["merge"]["output_md5"] != steps(dataset)["merge"]["output_md5"]
+    assert steps(model)["sample"]["items"] == steps(dataset)["sample"]["items"] + 1
+
+
+def test_an_earlier_action_of_a_scene_is_still_known(tagged):
+    scene = table(tagged, "scene").row(0, named=True)
+    now = Harness(tagged).plan("sample")[scene["name"]].action
+    (slow,) = [Action(**one) for one in Harness(tagged).store.history("sample", scene["name"])
+               if Action(**one).key != now.key]
+    step = lineage(tagged, slow.key)["steps"][0]
+    assert (step["action"], step["knobs"]["keyframe_hz"], step["evidence"]) == (slow.key, 1.0, "recorded")
+    assert step["facts"]["pack_digest"] != scene["pack_digest"]
+
+
+def test_a_withdrawn_recording_is_found_in_tag_branch_and_experiment(tagged):
+    name = train_drive(tagged)
+    found = lineage(tagged, name)
     (one,) = found["recordings"]
-    assert one["digest"] == recording(world, name).digest
-    (experiment,) = run(world, "git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/*").split()
+    assert one["digest"] == recording(tagged, name).digest
+    (experiment,) = run(tagged, "git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/*").split()
     here = ["working tree", "refs/heads/main", "refs/tags/v1"]
     assert sorted(one["listed_by"]) == sorted([*here, experiment])
     assert sorted(sorted(made["revs"]) for made in one["datasets"]) == sorted([sorted(here), [experiment]])
@@ -213,8 +220,8 @@ def test_a_withdrawn_recording_is_found_in_tag_branch_and_experiment(world):
     assert [scene["split"] for scene in model["scenes"]] == ["train"]
     assert one["gaps"] == []
     assert found["looked_into"]["refs"] == 4
-    other = sorted(set(table(world, "log")["logfile"]) - {name})[0]
-    assert {rev for made in lineage(world, other)["recordings"][0]["datasets"] for rev in made["revs"]} == {
+    other = sorted(set(table(tagged, "log")["logfile"]) - {name})[0]
+    assert {rev for made in lineage(tagged, other)["recordings"][0]["datasets"] for rev in made["revs"]} == {
         *here, experiment, "refs/heads/fewer"}
     text = "\n".join(lines(found))
     assert "  models: 1\n" in text
@@ -223,11 +230,11 @@ def test_a_withdrawn_recording_is_found_in_tag_branch_and_experiment(world):
     assert "COULD NOT" not in text
 
 
-def test_a_clone_without_the_store_says_what_is_not_recorded_and_asks_the_remote(world, tmp_path):
-    clone = clones.copy(world, tmp_path / "clone")
+def test_a_clone_without_the_store_says_what_is_not_recorded_and_asks_the_remote(tagged, tmp_path):
+    clone = clones.copy(tagged, tmp_path / "clone")
     run(clone, "dvc", "remote", "add", "--default", "team", str(tmp_path / "remote"))
     run(clone, "git", "commit", "--quiet", "-m", "remote", ".dvc/config")
-    name, digest = train_drive(world), digest_file(world / "models/model.pt")
+    name, digest = train_drive(tagged), digest_file(tagged / "models/model.pt")
     run(tmp_path, "git", "clone", "--quiet", str(clone), "fresh")
     fresh = tmp_path / "fresh"
     with pytest.raises(ConfigError, match=rf"{name}: no file here.*\n  this does not say that it was never used, "
@@ -246,5 +253,5 @@ def test_a_clone_without_the_store_says_what_is_not_recorded_and_asks_the_remote
         "ask with the store that made it: ROADMILL_STORE=NAME roadmill lineage …"}
     run(fresh, "dvc", "pull")
     found = lineage(fresh, str(fresh / "models/model.pt"))
-    before = steps(lineage(world, str(world / "models/model.pt")))["train"]
+    before = steps(lineage(tagged, str(tagged / "models/model.pt")))["train"]
     assert (steps(found)["train"]["evidence"], steps(found)["train"]["action"]) == ("planned", before["action"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,9 +53,9 @@ class Ancestry:
             return self.recordings([one for one in known if tables.token(
                 "drive", one.recording.digest, row["logfile"]) == row["drive_token"]], gaps)
         scene = row if kind == "scene" else checkout.find("scene", "token", row["scene_token"])[0]
-        document = {"kind": kind, "revision": checkout.name, "subject": {key: value for key, value in row.items()
-                                                                         if value not in ("", None, [])}}
-        steps, extra = self._scene_steps(checkout, scene), {}
+        known = {key: value for key, value in row.items() if value not in ("", None, []) and not _is_nan(value)}
+        document = {"kind": kind, "revision": checkout.name, "subject": known}
+        steps, extra = self._scene_steps(checkout, scene, "merge"), {}
         if kind == "frame":
             document["subject"] |= self._message(checkout, scene, row, steps)
         if kind in ("box", "track"):
@@ -70,23 +71,27 @@ class Ancestry:
         return document | extra | {"scenes": [self._scene(scene)], "steps": steps,
                                    "recordings": self._of_drives(checkout, [scene])}
 
-    def _scene_steps(self, checkout: Checkout, scene: dict[str, Any]) -> list[Document]:
-        """The actions that sampled the scene and read its drive, and what cut and split in between."""
-        scene["drive"] = self._drive_name(checkout, scene["drive_token"])
+    def _scene_steps(self, checkout: Checkout, scene: dict[str, Any], asked: str) -> list[Document]:
+        """How the scene came to the stage that is asked of (merge, autolabel or sample): the actions that sampled it
+        and read its drive, and what cut and split in between. Gives the scene its drive's name."""
+        scene["drive"] = _drive_names(checkout).get(scene["drive_token"], "")
+        names = {"sample": scene["name"], "split": "", "curate": "", "ingest": scene["drive"]}
         steps = []
-        for stage, name in (("sample", scene["name"]), ("split", ""), ("curate", ""), ("ingest", scene["drive"])):
+        for stage, name in names.items():
+            if stage == asked:
+                continue
+            at = self._read_by(checkout, stage, asked)
             if name:
-                at = self._read_by(checkout, stage)
                 rows = [row for row in at.rows(stage) if row["name"] == name]
                 steps += [self._step(at, stage, row) for row in rows]
                 if not rows:
                     self.gap(f"{stage} of {name}: its manifest is not here", f"`dvc pull {DATA_FOLDERS[stage]}`")
             else:
-                steps.append(self.origins.of_program(self._read_by(checkout, stage), stage))
+                steps.append(self.origins.of_program(at, stage))
         return steps
 
     def _labelled(self, checkout: Checkout, scene: Mapping[str, Any]) -> list[Document]:
-        at = self._read_by(checkout, "autolabel")
+        at = self._read_by(checkout, "autolabel", "merge")
         return [self._step(at, "autolabel", row) for row in at.rows("autolabel")
                 if row["facts"]["scene_token"] == scene["token"]]
 
@@ -100,7 +105,7 @@ class Ancestry:
         path = digest and self.harness.store.find(digest)
         if not path:
             self.gap(f"the message of {row['filename']}: the index of {scene['drive']} ({digest or 'no digest'}) is "
-                      "not in the store", "`dvc repro -f ingest` makes it again")
+                     "not in the store", "`dvc repro -f ingest` makes it again")
             return {}
         message = tables.read(path).filter((pl.col("channel") == row["channel"])
                                            & (pl.col("stamp_us") == row["stamp_us"])).row(0, named=True)
@@ -120,8 +125,7 @@ class Ancestry:
                 self.gap(f"{row['name']} is not in the merged dataset of {checkout.name}", "`dvc repro merge`")
                 return {"kind": "item", "revision": checkout.name, "subject": subject,
                         "steps": [self._step(checkout, stage, row)]}
-            steps = self._scene_steps(checkout, scenes[0])
-            steps = [self._step(checkout, stage, row), *steps] if stage == "autolabel" else steps
+            steps = [self._step(checkout, stage, row), *self._scene_steps(checkout, scenes[0], stage)]
             document, drives = {"scenes": [self._scene(scenes[0])], "steps": steps}, scenes
             if stage == "sample":
                 document["labels"] = self._boxes(checkout, scenes)
@@ -133,7 +137,7 @@ class Ancestry:
         these tokens, where there are any."""
         steps, at = [], checkout
         for name in reversed(STAGES[:STAGES.index(stage) + 1]):
-            at = checkout if name == stage else self._read_by(at, name)
+            at = self._read_by(at, name, stage)
             rows = at.rows(name) if name in ("train", "evaluate") else []
             steps += [self._step(at, name, row) for row in rows] if rows else [
                 self.origins.of_stage(at, name) if name in ITEM_STAGES else self.origins.of_program(at, name)]
@@ -141,18 +145,17 @@ class Ancestry:
                     "steps": steps}
         if stage not in FOLDER_KINDS:
             drives = [{"drive": row["name"], "drive_token": row["facts"]["drive"]["drive_token"]}
-                      for row in self._read_by(checkout, "ingest").rows("ingest")]
+                      for row in self._read_by(checkout, "ingest", stage).rows("ingest")]
             return document | {"recordings": self._of_drives(checkout, drives)}
-        merged = self._read_by(checkout, "merge")
+        merged = self._read_by(checkout, "merge", stage)
         table = merged.table("scene")
         if table is None:
             self.gap("the dataset's tables are not here", f"`dvc pull {DATA_FOLDERS['merge']}`")
             return document
-        split = {"train": "train", "evaluate": steps[0].get("knobs", {}).get("split", "")}.get(stage, "")
-        scenes = [scene for scene in table.to_dicts() if scene["split"] == (split or scene["split"])
-                  and (not tokens or scene["token"] in tokens)]
-        for scene in scenes:
-            scene["drive"] = self._drive_name(merged, scene["drive_token"])
+        judged = checkout.tree.params.get("evaluate", {}).get("evaluate", {}).get("split", "")
+        split, drives = {"train": "train", "evaluate": judged}.get(stage, ""), _drive_names(merged)
+        scenes = [{**scene, "drive": drives[scene["drive_token"]]} for scene in table.to_dicts()
+                  if scene["split"] == (split or scene["split"]) and (not tokens or scene["token"] in tokens)]
         labels = self._learned(merged, steps[0], scenes) if stage == "train" else self._boxes(merged, scenes)
         return document | {"scenes": [self._scene(scene) for scene in scenes], "labels": labels,
                            "recordings": self._of_drives(merged, scenes)}
@@ -190,27 +193,25 @@ class Ancestry:
     def _step(self, checkout: Checkout, stage: str, row: Mapping[str, Any]) -> Document:
         step = self.origins.of_item(checkout, stage, row)
         if step["evidence"] != "recorded":
-            what = "is not recorded" + (", this is what is planned now" if step["evidence"] else "")
-            self.gap(f"the action of {stage} {row['name']} {what} in {self.harness.store.shared.where}",
-                      "ask with the store that made it: ROADMILL_STORE=NAME roadmill lineage …")
+            shown = ": what stands here is what is planned now" if step["evidence"] else ""
+            self.gap(f"{stage} {row['name']}: its action is not in {self.harness.store.shared.where}{shown}",
+                     "ask with the store that made it: ROADMILL_STORE=NAME roadmill lineage …")
         return step
 
-    def _read_by(self, checkout: Checkout, stage: str) -> Checkout:
-        """The revision in which the stage made what the later stages of `checkout` read."""
+    def _read_by(self, checkout: Checkout, stage: str, asked: str) -> Checkout:
+        """The revision in which the stage made what the later stages read, up to the one that is asked of."""
         folder = DATA_FOLDERS[stage]
-        for later in reversed(STAGES[STAGES.index(stage) + 1:]):
+        for later in reversed(STAGES[STAGES.index(stage) + 1:STAGES.index(asked) + 1]):
             wanted = checkout.tree.deps.get(later, {}).get(folder, "")
-            if wanted and checkout.md5(folder) and wanted != checkout.md5(folder):
-                tree = next((tree for tree in self.trees if tree.outs.get(folder) == wanted), None)
-                if tree is None:
-                    self.gap(f"{later} read {folder} {wanted}, which no revision names: dvc.lock now has "
-                              f"{checkout.md5(folder)}", f"`dvc repro {later}` brings them in step")
-                    tree = replace(checkout.tree, outs={**checkout.tree.outs, folder: wanted})
-                return Checkout(self.root, tree, self.objects)
+            if wanted in ("", checkout.md5(folder)):
+                continue
+            tree = next((tree for tree in self.trees if tree.outs.get(folder) == wanted), None)
+            if tree is None:
+                self.gap(f"{later} read {folder} {wanted}, which no revision names; dvc.lock now has "
+                         f"{checkout.md5(folder)}", f"`dvc repro {later}` brings them in step")
+                tree = replace(checkout.tree, outs={**checkout.tree.outs, folder: wanted})
+            return Checkout(self.root, tree, self.objects)
         return checkout
-
-    def _drive_name(self, checkout: Checkout, drive_token: str) -> str:
-        return next((row["logfile"] for row in checkout.find("log", "drive_token", drive_token)), "")
 
     def _scene(self, scene: Mapping[str, Any]) -> Document:
         return {key: scene[key] for key in ("name", "token", "split", "pack_digest", "drive")}
@@ -269,3 +270,13 @@ class Ancestry:
         if wanted in ("", checkout.md5(folder)):
             return checkout
         return Checkout(self.root, replace(checkout.tree, outs={**checkout.tree.outs, folder: wanted}), self.objects)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _drive_names(checkout: Checkout) -> dict[str, str]:
+    """drive token -> name, of the drives in the dataset."""
+    log = checkout.table("log")
+    return {} if log is None else dict(log.select("drive_token", "logfile").iter_rows())

@@ -150,11 +150,16 @@ class _Question:
 
     def _action(self, key: str) -> Document | None:
         """The item whose action has this key: one that is planned now, or an earlier one of a known item."""
+        here = next(self.known.checkouts())
+        for stage in ITEM_STAGES:
+            names = {name for name, one in self.known.origins.plan(stage).items() if one.action.key == key}
+            for row in (row for row in here.rows(stage) if row["name"] in names):
+                return self.known.item(here, stage, row, {"action": key})
         for checkout in self.known.checkouts():
             for stage in ITEM_STAGES:
                 for row in checkout.rows(stage):
-                    if self.known.origins.has_action(checkout, stage, row, key):
-                        return self.known.item(checkout, stage, row, {"action": key})
+                    if (earlier := self.known.origins.earlier(stage, row["name"], key)) is not None:
+                        return self.known.item(checkout, stage, earlier, {"action": key})
         return None
 
     def _token(self, token: str) -> Document | None:

@@ -60,7 +60,7 @@ def _recording(one: Mapping[str, Any]) -> Iterator[str]:
     for kind in ("datasets", "models", "scores"):
         yield f"  {kind}: {len(one[kind])}"
         for made in one[kind]:
-            yield f"    md5 {made['md5'] or '(on disk, in no dvc.lock)'}   {len(made['scenes'])} scenes"
+            yield f"    md5 {made['md5'] or '(on disk, in no dvc.lock)'}   scenes of it: {len(made['scenes'])}"
             yield from _wrapped("      of  ", _revs(made["revs"]))
             yield from ("    " + line for line in _some(
                 f"{scene['name']}   {scene['split']}   pack {scene['pack_digest']}" for scene in made["scenes"]))

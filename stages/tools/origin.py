@@ -75,19 +75,21 @@ class Origins:
         """(action, where it was found): the newest recorded one that gave these outputs, else the planned one."""
         store = self._harness.store
         for document in reversed(store.history(stage, row["name"])):
-            result = store.lookup(Action(**document))
+            action = Action(**document)
+            result = store.lookup(action) if row.get("action") in (None, action.key) else None
             if result is not None and result["outputs"] == row["outputs"]:
                 return document, "recorded"
         if checkout.objects is None and (planned := self.plan(stage).get(row["name"])) is not None:
             return planned.action.document, "planned"
         return None, ""
 
-    def has_action(self, checkout: Checkout, stage: str, row: Mapping[str, Any], key: str) -> bool:
-        """Whether this is the key of an action of the row's item: an earlier one, or the planned one."""
-        if any(Action(**one).key == key for one in self._harness.store.history(stage, row["name"])):
-            return True
-        planned = self.plan(stage).get(row["name"]) if checkout.objects is None else None
-        return planned is not None and planned.action.key == key
+    def earlier(self, stage: str, item: str, key: str) -> dict[str, Any] | None:
+        """The row that the item's earlier action of this key gave; None where the store has none, or not its result."""
+        for document in self._harness.store.history(stage, item):
+            action = Action(**document)
+            if action.key == key and (result := self._harness.store.lookup(action)) is not None:
+                return {"name": item, "action": key, **result}
+        return None
 
     def plan(self, stage: str) -> Mapping[str, Any]:
         """The items that params.yaml and the files on disk ask for now; none where they don't suffice."""
