@@ -96,16 +96,13 @@ def read_rows(path: Path | None) -> list[dict[str, Any]] | None:
 # git ------------------------------------------------------------------------------------------------------------------
 def tips(root: Path) -> dict[str, str]:
     """Full name of every ref, and HEAD of every worktree -> commit."""
-    listed = say(root, "git", "for-each-ref", "--format=%(objecttype) %(objectname) %(*objecttype) %(*objectname) "
-                 "%(refname)").splitlines()
-    found = {}
-    for line in listed:
-        kind, name, *peeled, ref = line.split()
-        found[ref] = peeled[1] if peeled and peeled[0] == "commit" else name if kind == "commit" else ""
+    refs = say(root, "git", "for-each-ref", "--format=%(refname)").splitlines()
+    peeled = _batch(root, (f"{ref}^{{commit}}" for ref in refs), "--batch-check=%(objectname)")
+    found = {ref: name for ref, name in zip(refs, peeled) if COMMIT.fullmatch(name)}  # a tag may be of something else
     heads = [line.split()[1] for line in say(root, "git", "worktree", "list", "--porcelain").splitlines()
              if line.startswith("HEAD ")]
     named = set(found.values())
-    return {ref: commit for ref, commit in found.items() if commit} | {
+    return found | {
         f"HEAD {commit[:12]}": commit for commit in heads if commit not in named and set(commit) != {"0"}}
 
 
@@ -209,6 +206,11 @@ class Objects:
         """Where `file` of the folder with this md5 can be read here; None where it can't, or the folder lacks it."""
         members = self.members(folder, md5)
         return self._find(members[file], self.root / folder / file) if members and file in members else None
+
+    @property
+    def has_remote(self) -> bool:
+        """Whether DVC has a remote to ask."""
+        return self._repo is not None and self._remote is not None
 
     def members(self, folder: str, md5: str) -> dict[str, str] | None:
         """file -> md5 of all in the folder with this md5; None where that can't be known."""
