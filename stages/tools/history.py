@@ -24,6 +24,7 @@ import yaml
 
 from stages.harness import DATA_FOLDERS, ITEM_STAGES, MANIFEST
 from stages.lib.errors import ConfigError
+from stages.lib.secrets import redacted
 from stages.tools.programs import say
 
 WORKING_TREE = "working tree"
@@ -273,7 +274,7 @@ class Objects:
 
     def _blame_remote(self, error: Exception) -> None:
         self._remote = None  # asked once, not for every file
-        self.remote_fault = " ".join(str(error).split())[:200] or type(error).__name__
+        self.remote_fault = redacted(" ".join(str(error).split()))[:200] or type(error).__name__
 
     @functools.cached_property
     def _scratch(self) -> tempfile.TemporaryDirectory:
