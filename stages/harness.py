@@ -28,7 +28,7 @@ from stages.lib.secrets import redacted
 from stages.lib.stage import Blob, Item, Out, Result, Summary, Upstream
 from stages.runners import local
 from stages.runners.run import Lock, Progress, RunRecord, judge
-from stages.store import code
+from stages.store import code, gc
 from stages.store.action import Action
 from stages.store.places import open_store
 
@@ -212,7 +212,7 @@ class Harness:
         """Brings data/<stage> and results/<stage> up to date. Raises RoadmillError where that fails."""
         module, cfg = module_of(stage), self.knobs(stage)
         with Lock(self.root / ".roadmill" / f"{stage}.lock", stage), \
-                RunRecord(self.root, stage, self.store.keep_run) as record:
+                RunRecord(self.root, stage, self._keep_run) as record:
             self.store.remove_leftovers()
             out = self._parts(stage)
             started = time.monotonic()
@@ -227,10 +227,16 @@ class Harness:
             record.counts |= {"num_in": summary.num_in, "num_out": summary.num_out}
             print(self._line(stage, summary, record.counts, time.monotonic() - started), flush=True)
 
+    def _keep_run(self, stage: str, record: Mapping[str, Any]) -> None:
+        self.store.keep_run(stage, record)
+        self.store.keep_clone(self.site.root)
+
     def _run_items(self, stage: str, cfg: Any, out: Out, record: RunRecord) -> list[Result]:
         plan = self.plan(stage)
         generation = next(iter(plan.values())).action.generation if plan else ""
         done = self.store.done(generation) if plan else {}
+        if done:
+            gc.rescue(self.store.shared, generation, {one.action.key for one in plan.values()})
         documents = self._documents(plan, done)
         misses = [one for name, one in plan.items() if name not in documents]
         record.counts |= {"items": len(plan), "cached": len(documents), "ran": len(misses)}
@@ -243,7 +249,7 @@ class Harness:
                 if isinstance(outcome, BaseException):
                     failures[one.item.name] = outcome
                 else:
-                    record.item(one.item.name, outcome)
+                    record.item(one.item.name, outcome, one.action.key)
                     if one.action.key in done:
                         self.store.forget_lost(one.action)
                 progress.advance()

@@ -19,7 +19,7 @@ class Memory:
         self.kept: dict[str, bytes] = {}
         self.requests: Counter = Counter()
         self.spoil: dict[str, bytes] = {}
-        self._modified_s: dict[str, float] = {}
+        self.modified_s: dict[str, float] = {}
 
     def names(self, prefix):
         found = [name for name in self.kept if name.startswith(prefix)]
@@ -27,7 +27,8 @@ class Memory:
         return iter(found)
 
     def list(self, prefix):
-        return [Listed(name, len(self.kept[name]), self._modified_s[name]) for name in self.names(prefix)]
+        return [Listed(name, len(self.kept[name]), self.modified_s.get(name, time.time()))
+                for name in self.names(prefix)]
 
     def read(self, name):
         self.requests["GET"] += 1
@@ -61,4 +62,4 @@ class Memory:
             self.kept.pop(name, None)
 
     def _put(self, name, data):
-        self.kept[name], self._modified_s[name] = data, time.time()
+        self.kept[name], self.modified_s[name] = data, time.time()

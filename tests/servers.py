@@ -120,7 +120,7 @@ class Moto(Server):
 
     def start(self) -> None:
         """Starts the server; its first four calls, which make the user, need no signature."""
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-p", str(self.port)], stdout=self.log, stderr=self.log,
             env=os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": "3"})

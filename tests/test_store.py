@@ -1,10 +1,6 @@
 """The scene store on disk: whole files or none, right bytes or none, one result for all readers."""
 
-import multiprocessing
 import os
-import signal
-import time
-from pathlib import Path
 
 import pytest
 
@@ -106,36 +102,6 @@ def test_two_results_for_one_key_are_reported_and_all_readers_take_the_same(tmp_
     assert store.lookup(ACTION) == store.result(results[1]), "where one is gone, the other"
     store.forget_lost(ACTION)
     assert store.done(ACTION.generation) == {ACTION.key: results[1]}
-
-
-def _write_for_ever(root: Path) -> None:
-    store, number = Store.in_folder(root), 0
-    while True:
-        number += 1
-        blob = store.put_bytes(b"%d" % number * 20_000)
-        store.commit(Action("op", {}, "", "", {"n": number}, {}), str(number), {}, {"file": blob})
-
-
-def test_a_writer_killed_at_any_moment_leaves_no_wrong_byte(tmp_path, capsys):
-    context = multiprocessing.get_context("fork")
-    for round_ in range(15):
-        writer = context.Process(target=_write_for_ever, args=(tmp_path,))
-        writer.start()
-        time.sleep(0.01 + 0.007 * round_)
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
-    store = Store.in_folder(tmp_path)
-    done = store.done(Action("op", {}, "", "", {}, {}).generation)
-    assert len(done) > 15
-    for result in done.values():
-        [(digest, size)] = store.result(result)["outputs"].values()
-        assert store.need(digest).stat().st_size == size
-    assert "damaged" not in capsys.readouterr().err
-    with store.scratch() as own:
-        assert len(list((tmp_path / "tmp").iterdir())) > 1
-        store.remove_leftovers()
-        assert list((tmp_path / "tmp").iterdir()) == [own]
-    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_rebuilt_bytes_that_differ_are_an_error(tmp_path):

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -120,10 +121,11 @@ class RunRecord:
         self._root, self._stage, self._keep = root, stage, keep
         self.counts: dict[str, int] = {}
         self._items: dict[str, float] = {}
+        self._actions: dict[str, str] = {}
 
-    def item(self, name: str, seconds: float) -> None:
-        """Notes how long one item took."""
-        self._items[name] = round(seconds, 3)
+    def item(self, name: str, seconds: float, key: str) -> None:
+        """Notes how long one item took, and the key of its action."""
+        self._items[name], self._actions[name] = round(seconds, 3), key
 
     def __enter__(self) -> RunRecord:
         self._started = time.time()
@@ -132,8 +134,9 @@ class RunRecord:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         record = {"stage": self._stage, "started": round(self._started, 3),
                   "seconds": round(time.time() - self._started, 3), "host": platform.node(),
-                  "platform": platform.platform(), "python": platform.python_version(),
-                  "error": redacted(str(error)) if error else None, "seconds_per_item": self._items, **self.counts}
+                  "platform": platform.platform(), "python": platform.python_version(), "commit": _commit(self._root),
+                  "error": redacted(str(error)) if error else None, "seconds_per_item": self._items,
+                  "actions": self._actions, **self.counts}
         latest = self._root / RUN_FILE
         # where the disk or the cloud is why the stage failed, that is what must be told
         with contextlib.suppress(OSError, RemoteError) if error else contextlib.nullcontext():
@@ -161,6 +164,15 @@ def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max
     hint = "" if others else f"\n  {stage}.max_failed_ratio={allowed}"
     raise StageFailedError(f"{stage}: {len(failures)} of {num_items} items failed, the others are kept{hint}",
                            max(map(exit_code, others), default=DataError.exit_code))
+
+
+def _commit(root: Path) -> str:
+    """The commit that is checked out, `-dirty` where tracked files differ from it; "" outside git."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(
+            ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=root,
+            text=True, capture_output=True).stdout.strip()
+    return ""
 
 
 def last_runs(root: Path) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 Nothing on the way is trusted, for servers differ: some accept a body that is not the one they were told of.
 - Sent: every request's body is signed and carries x-amz-checksum-sha256, so that a server that checks refuses what
-  changed on the way. What was stored is then compared by its ETag with the MD5 of what was sent (of several parts: the
-  MD5 of the parts' MD5s). With KMS an ETag is no MD5: there AWS's own check of the checksum stands, and the size is
-  asked for. Any other ETag that differs makes the object be read back and compared.
+  changed on the way (AWS and radosgw do, moto does not). What was stored is then compared by its ETag with the MD5 of
+  what was sent (of several parts: the MD5 of the parts' MD5s); where the answer has none (radosgw, of several parts) a
+  HEAD tells it. With KMS an ETag is no MD5: there AWS's check of the checksum stands, and the size. Any other ETag
+  that differs makes the object be read back; for a bucket that encrypts with KMS by default, set store.sse.
 - Kept: every object carries the sha256 of its bytes as metadata.
 - Received: the length is compared with the one announced, the sha256 with the one kept; what differs is fetched again.
 
 Each request is tried several times with growing, random waits; a body that breaks is resumed where it broke. What does
 not heal is a RemoteError, and a TemporaryRemoteError where it may heal later.
 
-Large files go up in parts and come down as a stream: memory stays at PARTS_IN_FLIGHT parts. A put that fails leaves
-nothing under the name; a process that is killed leaves parts that a lifecycle rule has to remove
+Large files go up in parts, two files at once, and come down as a stream: memory does not grow with them. A put that
+fails leaves nothing under the name; a process that is killed leaves parts that a lifecycle rule has to remove
 (AbortIncompleteMultipartUpload).
 """
 
@@ -24,6 +25,7 @@ import io
 import itertools
 import random
 import re
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +51,8 @@ from stages.store.paged import every_page
 
 T = TypeVar("T")
 PART_BYTES = 8 << 20  # what a request carries at most; a larger file goes up in parts
-PARTS_IN_FLIGHT = 4
+PARTS_IN_FLIGHT = 4  # of one file
+LARGE_PUTS = threading.BoundedSemaphore(2)  # files that go up in parts at once: bounds memory, and what a slow link has
 MAX_PARTS = 10_000  # S3's limit
 CHUNK_BYTES = 1 << 20
 PAGE = 1000  # names in a page of a listing; S3's limit for one DeleteObjects too
@@ -61,14 +64,17 @@ CREDENTIALS_LIVE = timedelta(minutes=9)  # boto3 renews earlier than 10 minutes 
 class Patience:
     """How long is waited for a server, and how often it is tried again.
 
-    stalled_s  a request or an answer of which nothing moves this long is given up
-    retries    of one request, inside the client; a broken body is resumed
+    stalled_s  an answer of which nothing comes for this long is given up
+    sending_s  a request with a body, until its answer begins; a part must have gone up by then
+    retries    of one request, inside the client, until give_up_s have passed; a broken body is resumed
     attempts   of a whole operation, for what the client does not repeat
     """
 
     connect_s: float = 5.0
-    stalled_s: float = 60.0
-    retries: int = 4
+    stalled_s: float = 30.0
+    sending_s: float = 120.0
+    give_up_s: float = 120.0
+    retries: int = 8
     attempts: int = 3
     first_wait_s: float = 0.2
     longest_wait_s: float = 10.0
@@ -126,7 +132,8 @@ class Bucket:
         self._exists = False  # the bucket, as far as is known
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_store", "_store_once")}
+        clients = ("_store", "_sending", "_sending_once")  # each process makes its own
+        return {name: value for name, value in vars(self).items() if name not in clients}
 
     # read ---------------------------------------------------------------------------------------------------------
     def read(self, name: str) -> bytes | None:
@@ -225,7 +232,8 @@ class Bucket:
         try:
             self._patiently(name, lambda: self._put(name, data, stated))
         except DifferentBytesError:
-            self.delete([name])
+            if (found := self.describe(name)) and found.sha256 == stated:
+                self.delete([name])
             raise
 
     def create(self, name: str, data: bytes) -> bool:
@@ -238,7 +246,7 @@ class Bucket:
         def attempt() -> bool:
             nonlocal broken
             try:
-                done = obstore.put(self._store_once, name, data, mode="create", use_multipart=False,
+                done = obstore.put(self._sending_once, name, data, mode="create", use_multipart=False,
                                    attributes={"sha256": digest_bytes(data)})
             except AlreadyExistsError as error:
                 if "ConditionalRequestConflict" in str(error):  # a race without a winner yet
@@ -280,8 +288,10 @@ class Bucket:
 
         many = size > part_bytes
         try:
-            done = obstore.put(self._store, name, parts() if many else b"".join(parts()), use_multipart=many,
-                               chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT, attributes={"sha256": sha256})
+            with LARGE_PUTS if many else contextlib.nullcontext():
+                done = obstore.put(self._sending, name, parts() if many else b"".join(parts()), use_multipart=many,
+                                   chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT,
+                                   attributes={"sha256": sha256})
         except BaseError as error:
             self._abort(name, str(error))
             raise
@@ -289,12 +299,14 @@ class Bucket:
             raise DifferentBytesError("")
 
     def _is_stored(self, name: str, etag: str, expected: str, sha256: str, size: int) -> bool:
-        """Whether the server has what was sent, from its ETag, or else from the object itself."""
+        """Whether the server has what was sent: by the ETag of its answer, of a HEAD, or by the object itself."""
         if etag.strip('"') == expected:
             return True
-        if (self.sse or "").startswith("aws:kms"):
-            found = self.describe(name)
-            return found is not None and found.bytes == size
+        found = self.describe(name)
+        if found is None or found.sha256 != sha256:  # lost; or another writer came later
+            return found is not None and found.sha256 is not None
+        if found.etag.strip('"') == expected or (self.sse or "").startswith("aws:kms"):
+            return found.bytes == size
         got, back = self._get(name), hashlib.sha256()
         for chunk in got.stream(min_chunk_size=CHUNK_BYTES) if got else ():
             back.update(chunk)
@@ -311,12 +323,16 @@ class Bucket:
                                               UploadId=urllib.parse.unquote(upload[1]))
 
     def _get(self, name: str, **options: Any) -> obstore.GetResult | None:
-        """The answer to a GET; None where the object is not there. A missing bucket is no missing object."""
+        """The answer to a GET or HEAD; None where the object is not there. A missing bucket is no missing object."""
         try:
             got = obstore.get(self._store, name, options=options)
-        except FileNotFoundError as error:
-            if not self._exists and "<Code>NoSuchKey</Code>" not in str(error):
+        except (BaseError, FileNotFoundError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            unclear = re.search(r"status code: [34]", str(error)) and "<Code>" not in str(error)  # HEAD tells no more
+            if unclear and not (missing and self._exists):
                 next(obstore.list(self._store, chunk_size=1), None)
+            if not missing or "<Code>NoSuchBucket</Code>" in str(error):
+                raise
             got = None
         self._exists = True
         return got
@@ -337,20 +353,24 @@ class Bucket:
                     raise
                 found = read_trouble(str(error))
                 trouble = found.error(self.where, name)
-                if not found.temporary:
+                if not found.temporary or re.search(r", after \d+ retries", str(error)):  # the client's own
                     break
         raise trouble from None
 
     @cached_property
     def _store(self) -> S3Store:
-        return self._connect(self.patience.retries)
+        return self._connect(self.patience.stalled_s, self.patience.retries)
 
     @cached_property
-    def _store_once(self) -> S3Store:
-        """Sends a request once: for those whose repetition means something else."""
-        return self._connect(0)
+    def _sending(self) -> S3Store:
+        return self._connect(self.patience.sending_s, self.patience.retries)
 
-    def _connect(self, retries: int) -> S3Store:
+    @cached_property
+    def _sending_once(self) -> S3Store:
+        """For what means something else when it is repeated."""
+        return self._connect(self.patience.sending_s, 0)
+
+    def _connect(self, stalled_s: float, retries: int) -> S3Store:
         patience = self.patience
         try:
             credentials = Boto3CredentialProvider(self._session(), ttl=CREDENTIALS_LIVE)
@@ -363,8 +383,8 @@ class Bucket:
             config={"checksum_algorithm": "SHA256", **{name: value for name, value in settings.items() if value}},
             client_options={"allow_http": bool(self._endpoint and self._endpoint.startswith("http://")),
                             "connect_timeout": timedelta(seconds=patience.connect_s),
-                            "read_timeout": timedelta(seconds=patience.stalled_s), "timeout": timedelta(days=1)},
-            retry_config={"max_retries": retries, "retry_timeout": timedelta(minutes=4),
+                            "read_timeout": timedelta(seconds=stalled_s), "timeout": timedelta(days=1)},
+            retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=patience.give_up_s),
                           "backoff": {"init_backoff": timedelta(seconds=patience.first_wait_s), "base": 2,
                                       "max_backoff": timedelta(seconds=patience.longest_wait_s)}})
 
@@ -385,7 +405,7 @@ def _etag(sums: list[Any], many: bool = False) -> str:
 
 def _while_alike(page: Callable[[str], list[Listed]], prefix: str) -> Iterator[Listed]:
     """The objects of the pages that begin at the prefix, as long as they start with it."""
-    after: str | None = prefix
+    after: str | None = f"{prefix[:-1]}{chr(ord(prefix[-1]) - 1)}zz"  # hardly a name comes between it and the prefix
     while after:
         found = page(after)
         alike = [one for one in found if one.name.startswith(prefix)]

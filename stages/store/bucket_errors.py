@@ -73,7 +73,7 @@ WIRE = (  # what the client says of a connection -> what happened
 
 def read_trouble(text: str) -> Trouble:
     """What the S3 client's text of an error comes down to."""
-    code = "".join(re.findall(r"<Code>(\w+)</Code>|\(code: (\w+)\)", text)[0]) if _CODE.search(text) else ""
+    code = "".join(re.findall(r"<Code>([\w.]+)</Code>|\(code: (\w+)\)", text)[0]) if _CODE.search(text) else ""
     status = int(found[1]) if (found := re.search(r"status(?: code)?: (\d{3})", text)) else 0
     said = " ".join(filter(None, (f"HTTP {status}" if status else "", code)))
     if "External AWS credential provider" in text:
@@ -89,13 +89,18 @@ def read_trouble(text: str) -> Trouble:
         return Trouble("the server points elsewhere: the bucket is in another region, or this is no S3 server", REGION)
     if status in (401, 403):
         return Trouble(f"access denied ({said})", CODES["AccessDenied"].advice)
+    if status == 400 and not code:  # to a HEAD, whose answer says no more
+        return Trouble(f"the server refuses ({said})", LATER, temporary=True)
     if status:
         return Trouble(f"the server refuses ({said})", "check store.url and store.endpoint: aws s3 ls BUCKET")
+    if odd := re.search(r'InvalidPath \{.*?path: ("(?:[^"\\]|\\.){1,200}")', text, re.DOTALL):
+        return Trouble(f"it has an object whose name no file can have: {odd[1]}",
+                       "remove it with `aws s3 rm`, or set store.url to a prefix that only Roadmill writes to")
     for pattern, what, advice in WIRE:
         if re.search(pattern, text):
             return Trouble(what, advice or "check store.endpoint: https:// or http://, and the machine's certificates",
                            temporary=bool(advice))
-    return Trouble("the connection broke", LATER, temporary=True)
+    return Trouble("the S3 client failed in a way that is not known here", LATER, temporary=True)
 
 
-_CODE = re.compile(r"<Code>\w+</Code>|\(code: \w+\)")
+_CODE = re.compile(r"<Code>[\w.]+</Code>|\(code: \w+\)")

@@ -5,6 +5,8 @@
     pages/<op>/<generation>/<digest>                   a blob of many result documents, one a line; empty
     actions/<op>/<item, 16 digits>/<key>.json          what was hashed, to explain hits and misses
     runs/<stage>/…                                     where and how long stages ran
+    clones/<16 digits>.json                            a clone that ran stages here
+    gc/…                                               what collections have doomed: see `store.gc`
 
 The same names and bytes in a folder and in a bucket. A store on S3 has a folder too: blobs are made and read there, and
 the least recently used go when it is full. One listing of a generation tells what is done, pages tell the results
@@ -18,6 +20,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import sys
 import threading
 import time
@@ -40,6 +43,7 @@ PAGE_DOCUMENTS = 20_000
 PAGE_MIN_DOCUMENTS = 1_000  # fewer are read one by one
 THREADS = 16  # requests at once
 BATCH = 1_000  # requests under way or waiting
+FRESH_S = 3600.0  # a blob that is put again is written again when it is older: collections spare what is young
 KEEP_S = 3600.0  # what was used in the last hour stays in the cache: somebody may be about to open it
 SLACK = 0.05  # of the cache's limit, written between two looks at its size
 
@@ -138,15 +142,20 @@ class Store:
 
     def documents(self, generation: str, results: Collection[str]) -> dict[str, bytes]:
         """result digest -> result document (canonical JSON) of those that the store has, whole."""
-        wanted, found = set(results), {}
-        if len(wanted) >= PAGE_MIN_DOCUMENTS:
+        return dict(self.each_document(generation, results))
+
+    def each_document(self, generation: str, results: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """The same one by one, where they may be too many to hold."""
+        left = set(results)
+        if len(left) >= PAGE_MIN_DOCUMENTS:
             for page in self._pages(generation):
-                found |= {digest: line for digest, line in page if digest in wanted}
-        left = sorted(wanted - found.keys())
-        for digest, path in zip(left, self.find_all(left)):
+                for digest, line in page:
+                    if digest in left:
+                        left.remove(digest)
+                        yield digest, line
+        for digest, path in zip(alone := sorted(left), self.find_all(alone)):
             if path is not None:
-                found[digest] = path.read_bytes()
-        return found
+                yield digest, path.read_bytes()
 
     def keep_pages(self, generation: str, documents: Mapping[str, bytes]) -> None:
         """Writes pages of those of the documents that no page has, where they are many."""
@@ -180,7 +189,9 @@ class Store:
         document = {"facts": facts, "outputs": {name: [blob.digest, blob.bytes] for name, blob in outputs.items()}}
         result = self.put_bytes(canonical(document)).digest
         self.shared.create(f"{_history(action.op, item)}{action.key}.json", canonical(action.document))
-        self.shared.create(f"{_entry(action)}{result}", b"")
+        entry = f"{_entry(action)}{result}"
+        if not self.shared.create(entry, b""):
+            self.shared.write(entry, b"")  # used again: a collection asks how old it is
         return result
 
     def forget_lost(self, action: Action) -> None:
@@ -200,6 +211,24 @@ class Store:
         name = f"runs/{stage}/{time.time_ns()}-{os.getpid()}.json"
         self.shared.create(name, json.dumps(record, sort_keys=True).encode())
 
+    def keep_clone(self, folder: Path) -> None:
+        """Notes that a clone in this folder of this host uses the store now."""
+        clone = canonical([platform.node(), str(folder)])
+        self.shared.write(f"clones/{digest_bytes(clone)[:16]}.json", clone)
+
+    def clones(self) -> list[tuple[str, str, float]]:
+        """(host, folder, time of its last run by the store's clock) of the clones that ran stages on this store."""
+        listed = sorted(self.shared.list("clones/"), key=lambda one: one.name)
+        found = zip(listed, self._map(self.shared.read, [one.name for one in listed]))
+        return [(*json.loads(clone), one.modified_s) for one, clone in found if clone]
+
+    def runs(self, stage: str) -> Iterator[dict[str, Any]]:
+        """The records of the stage's runs, the newest first."""
+        for name in sorted(self.shared.names(f"runs/{stage}/"), reverse=True):
+            data = self.shared.read(name)
+            if data is not None:
+                yield json.loads(data)
+
     # files --------------------------------------------------------------------------------------------------------
     def scratch(self) -> AbstractContextManager[Path]:
         """A folder on the store's disk that is gone afterwards."""
@@ -211,7 +240,8 @@ class Store:
 
     def _keep(self, digest: str, num_bytes: int, write: Callable[[str], None]) -> Blob:
         name = blob_name(digest)
-        if self._whole(digest) is None:
+        whole = self._whole(digest)
+        if whole is None or _is_old(whole.stat().st_mtime):
             self._make_room(num_bytes)
             write(name)
         if self.shared is not self.local and digest not in self._put:
@@ -220,11 +250,11 @@ class Store:
         return Blob(digest, num_bytes)
 
     def _share(self, name: str, num_bytes: int) -> None:
-        """Puts a blob of the folder into the bucket, where that has it not."""
+        """Puts a blob of the folder into the bucket, where that has it not, or only an old one."""
         path = self.local.path(name)
         if num_bytes <= SINGLE_BYTES and self.shared.create(name, path.read_bytes()):
             return
-        if self.shared.size(name) != num_bytes:
+        if self.shared.size(name) != num_bytes or all(_is_old(one.modified_s) for one in self.shared.list(name)):
             self.shared.write(name, path)
 
     def _whole(self, digest: str) -> Path | None:
@@ -262,6 +292,7 @@ class Store:
         print(f"{self.shared.where}/{name}: damaged, its bytes are {got[:12]}…; removed, will be made again",
               file=sys.stderr)
         self.shared.delete([name])
+        self._put.discard(digest)
         return None
 
     def _make_room(self, num_bytes: int) -> None:
@@ -310,6 +341,10 @@ def blob_name(digest: str) -> str:
 
 def _entry(action: Action) -> str:
     return f"ac/{action.generation}/{action.key[:2]}/{action.key}."
+
+
+def _is_old(modified_s: float) -> bool:
+    return abs(time.time() - modified_s) > FRESH_S  # also where clocks differ
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -30,6 +30,7 @@ from stages.tools.programs import say
 WORKING_TREE = "working tree"
 LOCK, TRACKED = "dvc.lock", ("data/recordings.dvc", "data/labels.dvc")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Manifest(NamedTuple):
@@ -42,7 +43,7 @@ class Manifest(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """What one or more revisions say of their data.
+    """What one or more revisions say of their data, the newest first.
 
     revs    full names of refs, commits (40 digits) or WORKING_TREE
     outs    path -> md5 of what stages and scans made
@@ -80,7 +81,7 @@ def manifests(root: Path) -> Iterator[Manifest]:
     for stage in ITEM_STAGES:
         path = root / DATA_FOLDERS[stage] / MANIFEST
         if path.exists():
-            note([WORKING_TREE], stage, _md5(path), path)
+            note([WORKING_TREE], stage, file_md5(path), path)
     for (stage, _), (revs, path) in found.items():
         yield Manifest(tuple(dict.fromkeys(revs)), stage, read_rows(path))
 
@@ -95,24 +96,38 @@ def read_rows(path: Path | None) -> list[dict[str, Any]] | None:
 # git ------------------------------------------------------------------------------------------------------------------
 def tips(root: Path) -> dict[str, str]:
     """Full name of every ref, and HEAD of every worktree -> commit."""
-    listed = say(root, "git", "for-each-ref", "--format=%(objecttype) %(objectname) %(*objecttype) %(*objectname) "
-                 "%(refname)").splitlines()
-    found = {}
-    for line in listed:
-        kind, name, *peeled, ref = line.split()
-        found[ref] = peeled[1] if peeled and peeled[0] == "commit" else name if kind == "commit" else ""
+    refs = say(root, "git", "for-each-ref", "--format=%(refname)").splitlines()
+    peeled = _batch(root, (f"{ref}^{{commit}}" for ref in refs), "--batch-check=%(objectname)")
+    found = {ref: name for ref, name in zip(refs, peeled) if COMMIT.fullmatch(name)}  # a tag may be of something else
     heads = [line.split()[1] for line in say(root, "git", "worktree", "list", "--porcelain").splitlines()
              if line.startswith("HEAD ")]
     named = set(found.values())
-    return {ref: commit for ref, commit in found.items() if commit} | {
+    return found | {
         f"HEAD {commit[:12]}": commit for commit in heads if commit not in named and set(commit) != {"0"}}
 
 
 def commits(root: Path) -> dict[str, str]:
-    """The refs' tips by name, and by its own 40 digits every other commit that they reach, the newest first."""
-    named = tips(root)
-    reached = say(root, "git", "rev-list", "--ignore-missing", *dict.fromkeys(named.values())).split() if named else []
-    return named | {commit: commit for commit in reached if commit not in set(named.values())}
+    """Every commit that a tip reaches, the newest first, by the names of the refs at it, else by its own 40 digits."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, commit in tips(root).items():
+        names[commit].append(name)
+    reached = say(root, "git", "rev-list", *names).split() if names else []
+    return {name: commit for commit in reached for name in names.get(commit, [commit])}
+
+
+def short(rev: str) -> str:
+    """A revision's name for people: `branch main`, `tag v1`, `experiment slow`, origin/main, 12 digits of a commit."""
+    for prefix, kind in (("refs/heads/", "branch "), ("refs/tags/", "tag "), ("refs/remotes/", ""),
+                         ("refs/exps/", "experiment ")):
+        if rev.startswith(prefix):
+            name = rev.removeprefix(prefix)
+            return kind + ("/".join(name.split("/")[2:]) or name if prefix == "refs/exps/" else name)
+    return f"commit {rev[:12]}" if COMMIT.fullmatch(rev) else rev
+
+
+def names(revs: Iterable[str]) -> list[str]:
+    """The revisions' short names, those that have a name of their own first."""
+    return [short(rev) for rev in sorted(revs, key=lambda rev: bool(COMMIT.fullmatch(rev)))]
 
 
 def is_shallow(root: Path) -> bool:
@@ -192,6 +207,11 @@ class Objects:
         members = self.members(folder, md5)
         return self._find(members[file], self.root / folder / file) if members and file in members else None
 
+    @property
+    def has_remote(self) -> bool:
+        """Whether DVC has a remote to ask."""
+        return self._repo is not None and self._remote is not None
+
     def members(self, folder: str, md5: str) -> dict[str, str] | None:
         """file -> md5 of all in the folder with this md5; None where that can't be known."""
         if md5 not in self._folders:
@@ -206,7 +226,7 @@ class Objects:
     def _lying_here(self, folder: str) -> dict[str, str]:
         if folder not in self._here:
             place = self.root / folder
-            self._here[folder] = {path.relative_to(place).as_posix(): _md5(path)
+            self._here[folder] = {path.relative_to(place).as_posix(): file_md5(path)
                                   for path in sorted(place.rglob("*")) if path.is_file()}
         return self._here[folder]
 
@@ -214,7 +234,7 @@ class Objects:
         if md5 not in self._found:
             places = self._places(md5, here) if MD5.fullmatch(md5) else ()
             self._found[md5] = next((path for path in places
-                                     if path.is_file() and _md5(path) == md5.removesuffix(".dir")), None)
+                                     if path.is_file() and file_md5(path) == md5.removesuffix(".dir")), None)
         return self._found[md5]
 
     def _places(self, md5: str, here: Path | None) -> Iterator[Path]:
@@ -260,7 +280,8 @@ class Objects:
         return tempfile.TemporaryDirectory(prefix="roadmill-history-")
 
 
-def _md5(path: Path) -> str:
+def file_md5(path: Path) -> str:
+    """md5 of a file's bytes, as DVC takes it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 

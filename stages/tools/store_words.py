@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from stages.lib.errors import RemoteError
 from stages.tools.programs import checkout
 
+Clones = Annotated[list[Path], typer.Option(help="another clone whose refs and working tree need the store; this one "
+                                                 "always counts")]
+Grace = Annotated[float, typer.Option(metavar="DAYS", help="how long after its tombstone what is dead is deleted: "
+                                                           "longer than your longest run")]
 store_app = typer.Typer(name="store", no_args_is_help=True, help="Look after the scene store.")
 
 
@@ -71,3 +77,34 @@ def salt(text: Annotated[str, typer.Argument(help="any other than before; '' is 
     root = checkout()
     config.set_cache(root, "salt", text)
     typer.echo(f"cache.salt={text!r}\n  `dvc repro` makes everything again; what was made before stays in the store")
+
+
+@store_app.command()
+def gc(clone: Clones = [],  # noqa: B006
+       grace: Grace = 30.0,
+       dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would happen")] = False) -> None:
+    """Doom what no git ref needs, and delete what was doomed a grace period ago and that nobody has used since."""
+    from stages.tools.collect import collect
+
+    typer.echo("\n".join(collect(checkout(), clone, grace, dry_run)))
+
+
+@store_app.command()
+def stats(clone: Clones = [],  # noqa: B006
+          grace: Grace = 30.0) -> None:
+    """Say who needs how much of the store, and what a gc would free."""
+    from stages.tools.stats import stats as count
+
+    typer.echo("\n".join(count(checkout(), clone, grace)))
+
+
+@store_app.command()
+def fsck(repair: Annotated[bool, typer.Option("--repair", help="bring back what can be had, forget the rest")] = False
+         ) -> None:
+    """Read every byte of the store, and say what is damaged, missing or nobody's."""
+    from stages.tools.damage import examine
+
+    lines, is_right = examine(checkout(), repair)
+    typer.echo("\n".join(lines))
+    if not is_right:
+        raise typer.Exit(RemoteError.exit_code)
