@@ -24,6 +24,7 @@ from stages.lib import knobs, recordings, site, sources
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
 from stages.lib.knobs import knob
+from stages.lib.secrets import redacted
 from stages.lib.stage import Blob, Item, Out, Result, Summary, Upstream
 from stages.runners import local
 from stages.runners.run import Lock, Progress, RunRecord, judge
@@ -108,7 +109,7 @@ class Harness:
             return []
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             folder = DATA_FOLDERS[stage]
             raise ConfigError(f"{path} is damaged: {error}\n"
                               f"  `dvc checkout {folder}` restores it, `dvc repro` makes it again") from None
@@ -285,7 +286,7 @@ class Harness:
 
     def _portable(self, error: BaseException) -> str:
         """The error's text without this machine's folders: manifests are equal everywhere."""
-        text = str(error)
+        text = redacted(str(error))
         for folder in (*self.site.sources.values(), self.site.store_folder):
             text = text.replace(f"{folder}/", "")
         return text

@@ -403,7 +403,7 @@ def test_settings_that_are_wrong_are_one_to_three_lines_with_exit_code_2(clone):
 
 @pytest.mark.parametrize(("text", "words"), [
     ("ingest: [\n}", r"params.yaml, line 2: not YAML, .*\n  `roadmill compose`"),
-    ("", r"params.yaml holds None, expected sections\n  `roadmill compose`"),
+    ("", r"params.yaml holds nothing, expected sections\n  `roadmill compose`"),
     ("curat: {}", "unknown section 'curat', did you mean curate?"),
     ("cache: {salt: '', code_pins: {ingst: abc}}", "'ingst' is not a stage, did you mean ingest?"),
     ("ingest: {}", "has no section 'cache'"),

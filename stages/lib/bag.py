@@ -21,16 +21,25 @@ from typing import Any
 
 from rosbags.interfaces import Connection, MessageDefinitionFormat, Nodetype
 from rosbags.rosbag1 import Reader as Rosbag1
+from rosbags.rosbag1 import reader as rosbag1_reader
 from rosbags.rosbag2 import Reader as Rosbag2
+from rosbags.rosbag2 import reader as rosbag2_reader
+from rosbags.rosbag2 import storage_mcap
 from rosbags.rosbag2.reader import DirectoryReader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from stages.lib import inflate
 from stages.lib.bagfiles import check, reason, rescue
 from stages.lib.errors import DataError
 from stages.lib.knobs import near_miss
 
+storage_mcap.DECOMPRESSORS.update(zstd=inflate.zstd, lz4=inflate.lz4)
+rosbag1_reader.decompressors.update(bz2=inflate.bz2, lz4=inflate.lz4)
+rosbag2_reader.zstd = inflate
+
 MACHINE_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC}
+MAX_ARRAY = 1024  # no type of ROS's own has more than 36
 HEADER, TIME = "std_msgs/msg/Header", "builtin_interfaces/msg/Time"
 
 
@@ -246,9 +255,31 @@ def _parsed(definition: Any, msgtype: str) -> Typestore:
     else:
         for part in definition.data.split("=" * 80 + "\n"):
             types.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
+    _check_lists({name: fields for name, (_, fields) in types.items()})
     store = get_typestore(Stores.EMPTY)
     store.register(types)
     return store
+
+
+def _check_lists(types: dict[str, list]) -> None:
+    """Raises ValueError for a list of messages that take no bytes, which a few bytes make as long as they like, and for
+    a fixed array of more texts or messages than MAX_ARRAY, each of which becomes lines of rosbags' code.
+
+    types  name -> (field, description) of each field, as rosbags parses them
+    """
+    def is_empty(name: str) -> bool:
+        return name in types and all((kind == Nodetype.NAME and is_empty(of)) or (kind == Nodetype.ARRAY and (
+            not of[1] or (of[0][0] == Nodetype.NAME and is_empty(of[0][1])))) for _, (kind, of) in types[name])
+
+    for name, fields in types.items():
+        for field, (kind, of) in fields:
+            if kind in (Nodetype.ARRAY, Nodetype.SEQUENCE):
+                (member_kind, member), length = of
+                plain = member_kind == Nodetype.BASE and "string" not in member[0]
+                if kind == Nodetype.ARRAY and not plain and length > MAX_ARRAY:
+                    raise ValueError(f"{name}.{field} has {length} members, at most {MAX_ARRAY} are read")
+                if member_kind == Nodetype.NAME and is_empty(member):
+                    raise ValueError(f"{name}.{field} is a list of {member}, which holds nothing")
 
 
 def _damage(error: Exception, path: Path, name: str, place: str) -> Exception:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import yaml
 from stages.lib import knobs
 from stages.lib.errors import ConfigError
 from stages.lib.knobs import knob
+from stages.lib.secrets import NAMED
 
 SOURCES = "data/sources.yaml"
 
@@ -89,6 +91,10 @@ def load(root: Path) -> Site:
 def read_store(root: Path, name: str | None) -> FolderStore | BucketStore:
     """The store that conf/store/NAME.yaml (or another YAML file) describes; of None, the team's. Raises ConfigError."""
     values = _read("store", name or team_store(root) or "local", root)
+    secret = next((key for key in _keys(values) if NAMED.search(key)), None)
+    if secret:
+        raise ConfigError(f"store.{secret} does not belong in a file that git keeps\n"
+                          "  credentials come from AWS's own settings: ~/.aws, the environment, a role")
     if "url" not in values:
         return knobs.load(FolderStore, values, "store")
     store = knobs.load(BucketStore, values, "store")
@@ -102,6 +108,14 @@ def read_store(root: Path, name: str | None) -> FolderStore | BucketStore:
         raise ConfigError(f"store.dvc_remote {store.dvc_remote} and store.url {store.url} lie in one another: "
                           "`dvc gc -c` would delete the scene store\n  give each a prefix of its own in conf/store")
     return store
+
+
+def _keys(values: object) -> Iterator[str]:
+    """The keys of a YAML value, and those within."""
+    for inner in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        yield from _keys(inner)
+    if isinstance(values, dict):
+        yield from map(str, values)
 
 
 def team_store(root: Path) -> str | None:

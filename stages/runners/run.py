@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from stages.lib.errors import DataError, RemoteError, RoadmillError
+from stages.lib.secrets import redacted
 from stages.runners.local import TaskFailedError
 
 RUN_FILE = "results/run.json"
@@ -34,9 +35,10 @@ MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 def told(error: BaseException) -> str:
     """The text of an error that needs no traceback: ours, a task's end, or this machine's disk; '' for any other."""
     if isinstance(error, (RoadmillError, TaskFailedError)):
-        return str(error)
+        return redacted(str(error))
     if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
-        return f"{error.filename or 'the disk'}: {error.strerror}\n  `roadmill doctor` looks at the store and its disk"
+        return redacted(f"{error.filename or 'the disk'}: {error.strerror}\n"
+                        "  `roadmill doctor` looks at the store and its disk")
     return ""
 
 
@@ -133,8 +135,8 @@ class RunRecord:
         record = {"stage": self._stage, "started": round(self._started, 3),
                   "seconds": round(time.time() - self._started, 3), "host": platform.node(),
                   "platform": platform.platform(), "python": platform.python_version(), "commit": _commit(self._root),
-                  "error": str(error) if error else None, "seconds_per_item": self._items, "actions": self._actions,
-                  **self.counts}
+                  "error": redacted(str(error)) if error else None, "seconds_per_item": self._items,
+                  "actions": self._actions, **self.counts}
         latest = self._root / RUN_FILE
         # where the disk or the cloud is why the stage failed, that is what must be told
         with contextlib.suppress(OSError, RemoteError) if error else contextlib.nullcontext():
@@ -151,9 +153,10 @@ def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max
     texts = {name: told(error) for name, error in failures.items()}
     bugs = {type(error): error for name, error in failures.items() if not texts[name]}  # one of a kind is enough
     for error in failures.values() if os.environ.get("ROADMILL_TRACEBACK") == "1" else bugs.values():
-        print(error.__cause__ or "".join(traceback.format_exception(error)), file=sys.stderr)  # the worker's, if there
+        cause = error.__cause__ or "".join(traceback.format_exception(error))  # the worker's, if there
+        print(redacted(str(cause)), file=sys.stderr)
     for name, error in sorted(failures.items()):
-        print(f"{stage}: {name}: {texts[name] or f'{type(error).__name__}: {error}'}", file=sys.stderr)
+        print(f"{stage}: {name}: {texts[name] or redacted(f'{type(error).__name__}: {error}')}", file=sys.stderr)
     others = [error for error in failures.values() if not isinstance(error, DataError)]
     if not others and len(failures) <= max_failed_ratio * num_items:
         return

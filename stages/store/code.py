@@ -25,15 +25,11 @@ INERT_DECORATORS = {"cache", "contextlib", "contextmanager", "dataclass", "datac
 
 def code_digest(root: Path, module: str, function: str, pins: Mapping[str, str]) -> str:
     """sha256 for `function` of `module` (dotted) in the checkout at `root`; `pins` maps package to version."""
-    return digest_bytes(canonical(_content(root, module, function, pins)))
+    return digest_and_packages(root, module, function, pins)[0]
 
 
-def packages(root: Path, module: str, function: str, pins: Mapping[str, str]) -> dict[str, str]:
-    """package -> version, of those that the digest covers."""
-    return _content(root, module, function, pins)["packages"]
-
-
-def _content(root: Path, module: str, function: str, pins: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def digest_and_packages(root: Path, module: str, function: str, pins: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The same digest, and package -> version of those that it covers."""
     reached = _reached(_parse(root, module), function)
     parts = {f"{module}:{function}": _fingerprint(reached)}
     tops = set()
@@ -42,7 +38,8 @@ def _content(root: Path, module: str, function: str, pins: Mapping[str, str]) ->
         body = _parse(root, name).body
         parts[name] = _fingerprint(body)
         _imports(root, body, tops)
-    return {"code": parts, "packages": {package: _pinned(package, pins) for package in sorted(_distributions(tops))}}
+    packages = {package: _pinned(package, pins) for package in sorted(_distributions(tops))}
+    return digest_bytes(canonical({"code": parts, "packages": packages})), packages
 
 
 def closure(root: Path, modules: Iterable[str]) -> set[str]:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.lib.digests import canonical, digest_bytes, digest_file
-from stages.lib.errors import RemoteError
+from stages.lib.errors import ConfigError, RemoteError
 from stages.lib.stage import Blob
 from stages.store.action import Action
 from stages.store.folder import Folder
@@ -332,7 +332,10 @@ def concurrently(call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[A
 
 
 def blob_name(digest: str) -> str:
-    """Name of a blob."""
+    """Name of a blob. Raises ConfigError for what is no digest: a manifest may come from anywhere."""
+    if not (digest.isascii() and digest.isalnum()):
+        raise ConfigError(f"{digest[:80]!r} is not the sha256 of a blob: the manifest that names it is damaged\n"
+                          "  `dvc checkout` restores it, `dvc repro` makes it again")
     return f"cas/{digest[:2]}/{digest}"
 
 

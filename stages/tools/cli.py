@@ -68,6 +68,20 @@ def explain(name: Annotated[str, typer.Argument(metavar="SCENE", help="a scene, 
 
 
 @app.command()
+def lineage(what: Annotated[str, typer.Argument(metavar="PATH|TOKEN", help="a file, a token, a sha256 or a name")],
+            as_json: Annotated[bool, typer.Option("--json", help="the whole document")] = False) -> None:
+    """Say what a file, frame, box, dataset or model was made from, and what was made from a recording."""
+    import json
+
+    from stages.tools import lineage_text
+    from stages.tools.lineage import lineage as document_of
+
+    document = document_of(_root(), what)
+    _say([json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)] if as_json
+         else list(lineage_text.lines(document)))
+
+
+@app.command()
 def check(dataroot: Annotated[Path | None, typer.Argument(help="data/merge where left out")] = None) -> None:
     """Test a dataset by named rules: data/merge, or an exported nuScenes dataroot."""
     from stages.harness import Harness

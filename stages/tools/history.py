@@ -24,6 +24,7 @@ import yaml
 
 from stages.harness import DATA_FOLDERS, ITEM_STAGES, MANIFEST
 from stages.lib.errors import ConfigError
+from stages.lib.secrets import redacted
 from stages.tools.programs import say
 
 WORKING_TREE = "working tree"
@@ -96,16 +97,13 @@ def read_rows(path: Path | None) -> list[dict[str, Any]] | None:
 # git ------------------------------------------------------------------------------------------------------------------
 def tips(root: Path) -> dict[str, str]:
     """Full name of every ref, and HEAD of every worktree -> commit."""
-    listed = say(root, "git", "for-each-ref", "--format=%(objecttype) %(objectname) %(*objecttype) %(*objectname) "
-                 "%(refname)").splitlines()
-    found = {}
-    for line in listed:
-        kind, name, *peeled, ref = line.split()
-        found[ref] = peeled[1] if peeled and peeled[0] == "commit" else name if kind == "commit" else ""
+    refs = say(root, "git", "for-each-ref", "--format=%(refname)").splitlines()
+    peeled = _batch(root, (f"{ref}^{{commit}}" for ref in refs), "--batch-check=%(objectname)")
+    found = {ref: name for ref, name in zip(refs, peeled) if COMMIT.fullmatch(name)}  # a tag may be of something else
     heads = [line.split()[1] for line in say(root, "git", "worktree", "list", "--porcelain").splitlines()
              if line.startswith("HEAD ")]
     named = set(found.values())
-    return {ref: commit for ref, commit in found.items() if commit} | {
+    return found | {
         f"HEAD {commit[:12]}": commit for commit in heads if commit not in named and set(commit) != {"0"}}
 
 
@@ -210,6 +208,11 @@ class Objects:
         members = self.members(folder, md5)
         return self._find(members[file], self.root / folder / file) if members and file in members else None
 
+    @property
+    def has_remote(self) -> bool:
+        """Whether DVC has a remote to ask."""
+        return self._repo is not None and self._remote is not None
+
     def members(self, folder: str, md5: str) -> dict[str, str] | None:
         """file -> md5 of all in the folder with this md5; None where that can't be known."""
         if md5 not in self._folders:
@@ -271,7 +274,7 @@ class Objects:
 
     def _blame_remote(self, error: Exception) -> None:
         self._remote = None  # asked once, not for every file
-        self.remote_fault = " ".join(str(error).split())[:200] or type(error).__name__
+        self.remote_fault = redacted(" ".join(str(error).split()))[:200] or type(error).__name__
 
     @functools.cached_property
     def _scratch(self) -> tempfile.TemporaryDirectory:

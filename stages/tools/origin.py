@@ -44,18 +44,19 @@ class Origins:
         if document is None:
             return step | {"action": None}
         action = Action(**document)
-        found = next((one for one in self._harness.store.runs(stage) if one.get("actions", {}).get(row["name"]) == action.key), None)
+        found = next((one for one in self._harness.store.runs(stage)
+                      if one.get("actions", {}).get(row["name"]) == action.key), None)
         return step | document | {"action": action.key, "code": self.code(stage, action.code),
                                   "run": found and {name: found.get(name) for name in RUN}}
 
-    def of_stage(self, checkout: Checkout, stage: str, reader: str = "") -> dict[str, Any]:
+    def of_stage(self, checkout: Checkout, stage: str) -> dict[str, Any]:
         """The step of a stage of many items, which share knobs, code and salt."""
-        rows = [row for row in checkout.rows(stage, reader) or () if "outputs" in row]
+        rows = checkout.rows(stage)
         step = {"stage": stage, "items": len(rows)}
         if rows:
             first = self.of_item(checkout, stage, rows[0])
             step |= {name: first.get(name) for name in ("evidence", "code", "salt", "knobs")}
-        return step | {"manifest_md5": checkout.md5(DATA_FOLDERS[stage], reader)}
+        return step | {"output_md5": checkout.md5(DATA_FOLDERS[stage])}
 
     def of_program(self, checkout: Checkout, stage: str) -> dict[str, Any]:
         """The step of a whole-stage program, as dvc.lock has it: settings, md5 of its code and of what it read."""
@@ -74,12 +75,21 @@ class Origins:
         """(action, where it was found): the newest recorded one that gave these outputs, else the planned one."""
         store = self._harness.store
         for document in reversed(store.history(stage, row["name"])):
-            result = store.lookup(Action(**document))
+            action = Action(**document)
+            result = store.lookup(action) if row.get("action") in (None, action.key) else None
             if result is not None and result["outputs"] == row["outputs"]:
                 return document, "recorded"
         if checkout.objects is None and (planned := self.plan(stage).get(row["name"])) is not None:
             return planned.action.document, "planned"
         return None, ""
+
+    def earlier(self, stage: str, item: str, key: str) -> dict[str, Any] | None:
+        """The row that the item's earlier action of this key gave; None where the store has none, or not its result."""
+        for document in self._harness.store.history(stage, item):
+            action = Action(**document)
+            if action.key == key and (result := self._harness.store.lookup(action)) is not None:
+                return {"name": item, "action": key, **result}
+        return None
 
     def plan(self, stage: str) -> Mapping[str, Any]:
         """The items that params.yaml and the files on disk ask for now; none where they don't suffice."""
@@ -142,7 +152,5 @@ class Origins:
 
 
 def _digest(root: Path, stage: str) -> tuple[str, dict[str, str]]:
-    pins = code.read_pins(root / CODE[1])
-    module = f"stages.{stage}"
-    return code.code_digest(root, module, "run", pins), code.packages(root, module, "run", pins)
+    return code.digest_and_packages(root, f"stages.{stage}", "run", code.read_pins(root / CODE[1]))
 

@@ -11,6 +11,7 @@ from stages.harness import ITEM_STAGES, STAGES, Harness, Planned, known_stage
 from stages.lib import knobs
 from stages.lib.errors import ConfigError
 from stages.lib.knobs import near_miss
+from stages.runners.run import told
 from stages.store.action import Action
 from stages.tools.programs import say
 
@@ -99,7 +100,7 @@ def explain(root: Path, name: str) -> list[str]:
         except ConfigError as error:
             if not lines:
                 raise
-            lines.append(f"{stage:<10}not planned: {str(error).splitlines()[0]}")
+            lines.append(f"{stage:<10}not planned: {told(error).splitlines()[0]}")
             break
         seen |= set(plan)
         for one in plan.values():
