@@ -38,7 +38,7 @@ def compose() -> None:
 
 
 @app.command()
-def scan(source: Annotated[Path, typer.Argument(help="a folder of recordings, or one recording")],
+def scan(source: Annotated[str, typer.Argument(help="a folder or s3://bucket/prefix of recordings, or one recording")],
          rig: Annotated[str, typer.Option(help="conf/rig/RIG.yaml describes the vehicle")]) -> None:
     """Make the recordings under SOURCE part of the dataset; commit data/*.dvc to keep that decision."""
     from stages.tools.scan import scan as scan_source
