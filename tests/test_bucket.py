@@ -21,7 +21,8 @@ from stages.store.bucket_errors import read_trouble
 from stages.store.patience import Patience
 from tests.faultproxy import fault_proxy
 
-QUICK = Patience(connect_s=10, stalled_s=20, sending_s=20, retries=2, attempts=2, first_wait_s=0.01, longest_wait_s=0.05)
+QUICK = Patience(connect_s=10, stalled_s=20, sending_s=20, retries=2, attempts=2, first_wait_s=0.01,
+                 longest_wait_s=0.05)
 
 
 @pytest.fixture
@@ -85,10 +86,10 @@ def test_ranges_are_of_the_object_that_was_described(bucket):
     assert bucket.read_range("log.mcap", 10, 20, etag) == data[10:20]
     assert bucket.read_range("log.mcap", 990, 5000, etag) == data[990:]
     bucket.write("log.mcap", data[::-1])
-    with pytest.raises(DataError, match=r"log\.mcap was replaced while it was being read\n.*roadmill scan"):
+    with pytest.raises(RemoteError, match=r"log\.mcap was replaced while it was being read\n.*roadmill scan"):
         bucket.read_range("log.mcap", 10, 20, etag)
     bucket.delete(["log.mcap"])
-    with pytest.raises(DataError, match="was removed while"):
+    with pytest.raises(RemoteError, match="was removed while"):
         bucket.read_range("log.mcap", 10, 20, etag)
 
 
