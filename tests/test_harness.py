@@ -75,7 +75,7 @@ def root(tmp_path, monkeypatch):
         (bags / name).write_text(name)
     found = [Recording(name, 1, digest_bytes(name.encode()), "sim") for name in DRIVES]
     recordings.write_listing(found, tmp_path / "data/recordings/raw.jsonl")
-    site.remember_source(tmp_path, "raw", bags)
+    site.remember_source(tmp_path, "raw", str(bags))
     run(tmp_path, "ingest")
     run(tmp_path, "sample")
     return tmp_path
