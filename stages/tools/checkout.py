@@ -57,7 +57,7 @@ class Checkout:
     def find(self, table: str, column: str, value: str) -> list[dict[str, Any]]:
         """Rows of a merged table; none where it can't be had."""
         path = self.path(DATA_FOLDERS["merge"], f"tables/{table}.parquet")
-        return [] if path is None else pl.scan_parquet(path).filter(pl.col(column) == value).collect().to_dicts()
+        return [] if path is None else tables.scan(path).filter(pl.col(column) == value).collect().to_dicts()
 
     def table(self, name: str) -> pl.DataFrame | None:
         """A merged table; None where it can't be had."""
