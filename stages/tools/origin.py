@@ -85,7 +85,7 @@ class Origins:
         return None, ""
 
     def _is_as_it_ran(self, tree: Tree, stage: str) -> bool:
-        """Whether dvc.lock says that the stage ran with this checkout's code and settings, on the data that are here."""
+        """Whether dvc.lock says that the stage ran with this checkout's code and settings, on these data."""
         deps, params = tree.deps.get(stage, {}), tree.params.get(stage, {})
         return bool(deps) and all(
             tree.outs.get(path) == md5 if path.startswith("data/") or path == DATA_FOLDERS["train"] else
