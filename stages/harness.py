@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stages.lib import knobs, recordings, site, sources
+from stages.lib import knobs, recordings, site
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
 from stages.lib.knobs import knob
@@ -31,6 +31,8 @@ from stages.runners.run import Lock, Progress, RunRecord, judge
 from stages.store import code, gc
 from stages.store.action import Action
 from stages.store.places import open_store
+from stages.store.ranged import RangedPath
+from stages.store.sources import Hashes, Source, locate, open_source
 
 STAGES = ("ingest", "curate", "split", "sample", "autolabel", "merge", "train", "evaluate")
 ITEM_STAGES = ("ingest", "sample", "autolabel", "train", "evaluate")
@@ -150,13 +152,14 @@ class Harness:
             raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
         return self.store.commit(planned.action, planned.item.name, facts, outputs)
 
-    def _open(self, inputs: Mapping[str, str]) -> dict[str, Path]:
-        """role -> local path of the recording or blob that is wanted there."""
+    def _open(self, inputs: Mapping[str, str]) -> dict[str, Path | RangedPath]:
+        """role -> path of the blob or recording that is wanted there; of a recording in a bucket: what reads like one.
+        """
         blobs = sorted({digest for digest in inputs.values() if digest not in self._recordings})
         lost = [digest for digest, path in zip(blobs, self.store.find_all(blobs)) if path is None]
         for digest in sorted(lost, key=lambda digest: len(self._makers.get(digest, ()))):
             self.store.need(digest)  # first what one item alone makes: it may bring back what others made too
-        return {role: sources.locate(self._recordings[digest], self.site.sources.values(), self._hashes)
+        return {role: locate(self._recordings[digest], self.sources)
                 if digest in self._recordings else self.store.need(digest) for role, digest in inputs.items()}
 
     def rebuild(self, digest: str) -> bool:
@@ -194,8 +197,10 @@ class Harness:
         return {one.digest: one for one in recordings.read(folder)} if folder.is_dir() else {}
 
     @functools.cached_property
-    def _hashes(self) -> sources.Hashes:
-        return sources.Hashes(self.site.root)
+    def sources(self) -> list[Source]:
+        """Where recordings are looked for."""
+        hashes = Hashes(self.site.root)
+        return [open_source(where, self.site, hashes) for where in self.site.sources.values()]
 
     @functools.cached_property
     def _makers(self) -> dict[str, list[tuple[str, str]]]:

@@ -16,11 +16,13 @@ import pytest
 
 from stages.lib.errors import ConfigError, DataError, RemoteError, TemporaryRemoteError
 from stages.store import bucket as module
-from stages.store.bucket import PAGE, PART_BYTES, Bucket, Patience
+from stages.store.bucket import PAGE, PART_BYTES, Bucket
 from stages.store.bucket_errors import read_trouble
+from stages.store.patience import Patience
 from tests.faultproxy import fault_proxy
 
-QUICK = Patience(connect_s=2, stalled_s=2, sending_s=5, retries=2, attempts=2, first_wait_s=0.01, longest_wait_s=0.05)
+QUICK = Patience(connect_s=10, stalled_s=20, sending_s=20, retries=2, attempts=2, first_wait_s=0.01,
+                 longest_wait_s=0.05)
 
 
 @pytest.fixture
@@ -84,10 +86,10 @@ def test_ranges_are_of_the_object_that_was_described(bucket):
     assert bucket.read_range("log.mcap", 10, 20, etag) == data[10:20]
     assert bucket.read_range("log.mcap", 990, 5000, etag) == data[990:]
     bucket.write("log.mcap", data[::-1])
-    with pytest.raises(DataError, match=r"log\.mcap was replaced while it was being read\n.*roadmill scan"):
+    with pytest.raises(RemoteError, match=r"log\.mcap was replaced while it was being read\n.*roadmill scan"):
         bucket.read_range("log.mcap", 10, 20, etag)
     bucket.delete(["log.mcap"])
-    with pytest.raises(DataError, match="was removed while"):
+    with pytest.raises(RemoteError, match="was removed while"):
         bucket.read_range("log.mcap", 10, 20, etag)
 
 
@@ -259,6 +261,9 @@ def test_without_credentials_it_is_said_how_to_get_them(bucket, s3, monkeypatch)
     Path(os.environ["AWS_SHARED_CREDENTIALS_FILE"]).write_text(
         f"[lab]\naws_access_key_id = {s3.key}\naws_secret_access_key = {s3.secret}\n")
     assert Bucket(bucket.where, endpoint=s3.endpoint, profile="lab", patience=QUICK).read("a") is None
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    assert Bucket(bucket.where, patience=QUICK).read("a") is None
     with pytest.raises(ConfigError, match=r"no AWS profile named nobody\n.*aws configure list-profiles"):
         Bucket(bucket.where, endpoint=s3.endpoint, profile="nobody").read("a")
 

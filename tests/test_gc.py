@@ -344,3 +344,32 @@ def test_names_that_are_not_the_stores_are_left_alone(place):
         place.pass_days(31)
         collect(place)
     assert place.names() == before
+
+
+def test_an_orphan_that_a_branch_named_for_a_while_has_its_whole_grace_period_too(place):
+    orphan = place.store().put_bytes(b"orphan")
+    row = {"name": "scene", "facts": {}, "outputs": {"pack.tar": [orphan.digest, orphan.bytes]}}
+    place.pass_days(31)
+    collect(place)
+    place.pass_days(29)
+    collect(place, row)
+    place.pass_days(2)
+    assert counts(collect(place)) == {("dooms", "(nobody's)"): {"blobs": 1, "bytes": 6}}
+    assert blobs(place) == {orphan.digest}
+
+
+def test_a_page_that_is_not_deleted_yet_keeps_its_blob(place, monkeypatch):
+    monkeypatch.setattr(module, "PAGE_MIN_DOCUMENTS", 2)
+    rows = [commit(place.store(), number) for number in range(2)]
+    documents = place.store().documents(action(0).generation, [result_of(row) for row in rows])
+    page = place.store().put_bytes(b"\n".join(documents[digest] for digest in sorted(documents)))
+    place.pass_days(31)
+    collect(place, *rows)
+    place.store().shared.create(f"pages/{action(0).generation}/{page.digest}", b"")
+    place.pass_days(31)
+    collect(place)
+    assert page.digest in blobs(place)
+    for _ in range(2):
+        place.pass_days(31)
+        collect(place)
+    assert blobs(place) == set()

@@ -23,7 +23,7 @@ def listing(names: list[str]) -> tuple[list, list]:
     [], ["p/a"], [f"p/{i:02d}" for i in range(FULL)], [f"p/{i:02d}" for i in range(FULL + 1)],
     [f"p/{i * 7 % 256:02x}/{i:04x}.r" for i in range(700)], [f"p/{i:04x}" for i in range(0, 65536, 300)],
     [f"p/0{i:03x}/x" for i in range(300)], [f"p/f{i:03x}/x" for i in range(300)],
-    [f"p/{i:02x}/k" for i in range(30)] + ["p/zz/1", "p/readme"], [f"p/scene-{i}" for i in range(95)],
+    [f"p/{i:02x}/k" for i in range(30)] + ["p/zz/1", "p/readme", "p/3", "p/f"], [f"p/scene-{i}" for i in range(95)],
     [f"p/drive {i}/räder.bag" for i in range(25)],
 ], ids=lambda names: f"{len(names)}")
 def test_every_name_comes_exactly_once(names):

@@ -37,7 +37,7 @@ DOORS = {
     "jinja2": {"stages/lib/report.py"},
     "obstore": {"stages/store/bucket.py"},
     "boto3": {"stages/store/bucket.py"},
-    "botocore": {"stages/store/bucket.py"},
+    "botocore": {"stages/store/bucket.py", "stages/store/resumable.py"},
 }
 
 

@@ -80,7 +80,7 @@ def test_opening_a_store_asks_nothing_of_anybody(clone):
     ({"url": "s3://AKIA:hunter2@my-bucket/x"}, "store.url is not s3://bucket/prefix"),
     ({"endpoint": "http://me:hunter2@localhost:9000"}, "store.endpoint is not http"),
     ({"endpoint": "http://localhost:9000/?sig=hunter2"}, "store.endpoint is not http"),
-    ({"aws_secret_access_key": "hunter2"}, "store.aws_secret_access_key is not a knob"),
+    ({"aws_secret_access_key": "hunter2"}, "store.aws_secret_access_key does not belong in a file that git keeps"),
     ({"sse": "yes"}, "store.sse is 'yes', expected one of AES256, aws:kms"),
     ({"cache_gib": 0}, "store.cache_gib is 0.0, expected more than 0"),
 ])

@@ -10,10 +10,11 @@ import threading
 import pytest
 
 from stages.lib.errors import RemoteError, TemporaryRemoteError
-from stages.store.bucket import PART_BYTES, Bucket, DifferentBytesError, Patience
+from stages.store.bucket import PART_BYTES, Bucket, DifferentBytesError
+from stages.store.patience import Patience
 from tests.faultproxy import fault_proxy
 
-QUICK = Patience(connect_s=2, stalled_s=1, sending_s=2, retries=2, attempts=2, first_wait_s=0.01, longest_wait_s=0.05)
+QUICK = Patience(connect_s=5, stalled_s=2, sending_s=3, retries=2, attempts=2, first_wait_s=0.01, longest_wait_s=0.05)
 SMALL = random.Random(1).randbytes(300_000)
 LARGE = random.Random(2).randbytes(2 * PART_BYTES + 1000)
 WRITES = [("small", SMALL, "PUT"), ("large", LARGE, "partNumber=2"), ("large2", LARGE, "partNumber=3")]
@@ -47,6 +48,7 @@ ONCE = [
     {"kind": "answer", "status": 429, "code": "TooManyRequests"},
     {"kind": "answer", "status": 400, "code": "BadDigest"},
     {"kind": "answer", "status": 400, "code": "RequestTimeout"},
+    {"kind": "answer", "status": 409, "code": "ConditionalRequestConflict"},
 ]
 UP = [*ONCE, *({"kind": kind, "side": "up", "at": 150_000} for kind in ("reset", "cut", "flip"))]
 DOWN = [*ONCE, *({"kind": kind, "side": "down", "at": 150_000} for kind in ("reset", "cut", "flip"))]
@@ -115,7 +117,7 @@ def test_a_slow_link_is_no_fault(bucket, proxy, tmp_path):
     proxy.inject("slow", side="up", bytes_per_s=2 << 20, times=MANY)
     bucket.write("a", LARGE[:3 << 20])
     proxy.heal()
-    proxy.inject("slow", side="down", bytes_per_s=2 << 20, times=MANY)
+    proxy.inject("slow", side="down", bytes_per_s=1 << 20, times=MANY)
     start = len(proxy.requests)
     assert bucket.download("a", tmp_path / "a") == hashlib.sha256(LARGE[:3 << 20]).hexdigest()
     assert len(proxy.requests) == start + 1, "a body that moves is not given up, however long it takes"
@@ -257,6 +259,7 @@ print(put - before, get - before)
 
 
 def test_memory_does_not_grow_with_the_file(s3, tmp_path):
+    """300 MB up and down, over what 16 MB took, in a process of its own."""
     (tmp_path / "first").write_bytes(bytes(2 * PART_BYTES))
     with (tmp_path / "large").open("wb") as file:
         block = random.Random(3).randbytes(1 << 20)

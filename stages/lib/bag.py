@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rosbags.interfaces import Connection, MessageDefinitionFormat, Nodetype
+from rosbags.interfaces.typing import RPath
 from rosbags.rosbag1 import Reader as Rosbag1
 from rosbags.rosbag1 import reader as rosbag1_reader
 from rosbags.rosbag2 import Reader as Rosbag2
@@ -31,7 +31,7 @@ from rosbags.typesys.store import Typestore
 
 from stages.lib import inflate
 from stages.lib.bagfiles import check, reason, rescue
-from stages.lib.errors import DataError
+from stages.lib.errors import DataError, RoadmillError
 from stages.lib.knobs import near_miss
 
 storage_mcap.DECOMPRESSORS.update(zstd=inflate.zstd, lz4=inflate.lz4)
@@ -76,7 +76,7 @@ def stamp_us(header: Any) -> int:
 class Bag:
     """An open recording. Made by `open_bag`; one `messages` iteration at a time."""
 
-    def __init__(self, reader: Rosbag1 | Rosbag2, path: Path, name: str) -> None:
+    def __init__(self, reader: Rosbag1 | Rosbag2, path: RPath, name: str) -> None:
         self.name = name
         self._reader = reader
         self._path = path
@@ -216,14 +216,14 @@ class Bag:
 
 
 @contextmanager
-def open_bag(path: Path, name: str | None = None) -> Iterator[Bag]:
+def open_bag(path: RPath, name: str | None = None) -> Iterator[Bag]:
     """An open recording: an .mcap, .db3 or .bag file, or a rosbag2 folder with its metadata.yaml.
 
+    path  a pathlib.Path, or what reads like one
     name  what error texts call it (default: its file or folder name)
     Raises DataError for what is missing, empty, cut off, a Git-LFS pointer, or not a recording at all, and for a field
     that a message of the type must have and, by the recording's own definition, has not.
     """
-    path = Path(path)
     name = name or path.name
     check(path, name)
     try:
@@ -282,9 +282,9 @@ def _check_lists(types: dict[str, list]) -> None:
                     raise ValueError(f"{name}.{field} is a list of {member}, which holds nothing")
 
 
-def _damage(error: Exception, path: Path, name: str, place: str) -> Exception:
-    """The DataError for what rosbags raised, or the error itself where it is the machine's."""
-    if isinstance(error, DataError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS):
+def _damage(error: Exception, path: RPath, name: str, place: str) -> Exception:
+    """The DataError for what rosbags raised, or the error itself where it is the machine's or our own."""
+    if isinstance(error, RoadmillError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS):
         return error
     return DataError(f"{name}: damaged at {place}: {reason(error).replace(str(path), name)}; {rescue(path)}")
 

@@ -2,8 +2,9 @@
 
 It says where, never what: nothing of it is in params.yaml, in a manifest or in an action. ROADMILL_STORE and
 ROADMILL_RUNNER name files of conf/store and conf/runner, or give the path of another YAML file (default: the team's
-store, else local); ROADMILL_SOURCE names the folder that recordings are relative to. Relative paths are taken against
-the root of the repository, so that an experiment in a temporary folder meets the same store and recordings.
+store, else local); ROADMILL_SOURCE names the folder or s3://bucket/prefix that recordings are relative to. Relative
+paths are taken against the root of the repository, so that an experiment in a temporary folder meets the same store and
+recordings.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Site:
     store: FolderStore | BucketStore
     workers: int
     timeout_s: dict[str, float]
-    sources: dict[str, Path]
+    sources: dict[str, str]
 
     def timeout_of(self, stage: str) -> float:
         """Longest time for one item of the stage [s]."""
@@ -126,17 +127,22 @@ def team_store(root: Path) -> str | None:
     return name if name and (root / "conf" / "store" / f"{name}.yaml").exists() else None
 
 
-def read_sources(root: Path) -> dict[str, Path]:
-    """scan -> folder that its recordings are relative to; ROADMILL_SOURCE comes first, under the name ''."""
+def read_sources(root: Path) -> dict[str, str]:
+    """scan -> folder or s3://bucket/prefix that its recordings are relative to; ROADMILL_SOURCE comes first, as ''."""
     env = os.environ.get("ROADMILL_SOURCE")
     named = {"": env, **_known_sources(root)} if env else _known_sources(root)
-    return {scan: root / folder for scan, folder in named.items()}
+    return {scan: where.rstrip("/") if is_url(where) else str(root / where) for scan, where in named.items()}
 
 
-def remember_source(root: Path, scan: str, folder: Path) -> None:
-    """Notes where this machine keeps the recordings of a scan."""
-    path, known, folder = root / SOURCES, _known_sources(root), folder.resolve()
-    known[scan] = str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
+def is_url(where: str) -> bool:
+    """Whether this is s3://bucket/prefix, and no folder of this machine."""
+    return where.startswith("s3://")
+
+
+def remember_source(root: Path, scan: str, where: str) -> None:
+    """Notes the folder or URL where the recordings of a scan are found from this machine."""
+    path, known = root / SOURCES, _known_sources(root)
+    known[scan] = str(Path(where).relative_to(root)) if Path(where).is_relative_to(root) else where
     part = root / ".roadmill" / "sources.part"
     for place in (path, part):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ Nothing on the way is trusted, for servers differ: some accept a body that is no
 Each request is tried several times with growing, random waits; a body that breaks is resumed where it broke. What does
 not heal is a RemoteError, and a TemporaryRemoteError where it may heal later.
 
-Large files go up in parts, two files at once, and come down as a stream: memory does not grow with them. A put that
+Large files go up in parts, four files at once, and come down as a stream: memory does not grow with them. A put that
 fails leaves nothing under the name; a process that is killed leaves parts that a lifecycle rule has to remove
 (AbortIncompleteMultipartUpload).
 """
@@ -23,11 +23,9 @@ import contextlib
 import hashlib
 import io
 import itertools
-import random
+import os
 import re
 import threading
-import time
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,7 +34,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
-import botocore.config
 import botocore.exceptions
 import obstore
 from obstore.auth.boto3 import Boto3CredentialProvider
@@ -48,40 +45,17 @@ from stages.lib.errors import ConfigError, DataError, RemoteError
 from stages.store.bucket_errors import CREDENTIALS, read_trouble
 from stages.store.objects import Listed
 from stages.store.paged import every_page
+from stages.store.patience import Patience
 
 T = TypeVar("T")
 PART_BYTES = 8 << 20  # what a request carries at most; a larger file goes up in parts
-PARTS_IN_FLIGHT = 4  # of one file
-LARGE_PUTS = threading.BoundedSemaphore(2)  # files that go up in parts at once: bounds memory, and what a slow link has
+PARTS_IN_FLIGHT = 2  # of one file
+LARGE_PUTS = threading.BoundedSemaphore(4)  # files that go up in parts at once: bounds memory, and what a slow link has
 MAX_PARTS = 10_000  # S3's limit
 CHUNK_BYTES = 1 << 20
 PAGE = 1000  # names in a page of a listing; S3's limit for one DeleteObjects too
 ENCRYPTIONS = (None, "AES256", "aws:kms", "aws:kms:dsse")
 CREDENTIALS_LIVE = timedelta(minutes=9)  # boto3 renews earlier than 10 minutes before they expire
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long is waited for a server, and how often it is tried again.
-
-    stalled_s  an answer of which nothing comes for this long is given up
-    sending_s  a request with a body, until its answer begins; a part must have gone up by then
-    retries    of one request, inside the client, until give_up_s have passed; a broken body is resumed
-    attempts   of a whole operation, for what the client does not repeat
-    """
-
-    connect_s: float = 5.0
-    stalled_s: float = 30.0
-    sending_s: float = 120.0
-    give_up_s: float = 120.0
-    retries: int = 8
-    attempts: int = 3
-    first_wait_s: float = 0.2
-    longest_wait_s: float = 10.0
-
-    def wait(self, attempt: int) -> None:
-        """Sleeps before attempt + 1: growing, and random, so that many workers do not come back at once."""
-        time.sleep(min(self.longest_wait_s, self.first_wait_s * 2**attempt) * random.uniform(0.5, 1.0))
 
 
 @dataclass(frozen=True)
@@ -113,11 +87,12 @@ class Bucket:
     """
 
     def __init__(self, url: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 sse: str | None = None, sse_kms_key: str | None = None, patience: Patience = Patience()) -> None:
+                 sse: str | None = None, sse_kms_key: str | None = None, patience: Patience | None = None) -> None:
         found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[\w.~-]+)*)/?", url, re.ASCII)
         if not found or {".", ".."} & set(found[2].split("/")):
             raise ConfigError("store.url is no place in a bucket\n"
                               "set it to s3://BUCKET/PREFIX, with letters, digits and ._~- and without a key in it")
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint and not re.fullmatch(r"https?://[\w.:\[\]-]+/?", endpoint, re.ASCII):
             raise ConfigError("store.endpoint is no address of a server\n"
                               "set it to https://HOST or http://HOST:PORT; credentials belong in AWS's own files")
@@ -127,7 +102,7 @@ class Bucket:
         self.bucket, self.prefix = found[1], found[2].strip("/")
         self.where = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
         self.sse = sse
-        self.patience = patience
+        self.patience = patience or Patience()
         self._endpoint, self._region, self._profile, self._sse_kms_key = endpoint, region, profile, sse_kms_key
         self._exists = False  # the bucket, as far as is known
 
@@ -150,14 +125,15 @@ class Bucket:
     def read_range(self, name: str, start: int, stop: int, etag: str) -> bytes:
         """Bytes start to stop - 1 of the object as it was when it had this ETag.
 
-        Raises DataError where it is gone or has changed. The answer's own ETag is compared, for servers differ in how
+        Raises RemoteError where it is gone or has changed. The answer's own ETag is compared, for servers differ in how
         they take If-Match.
         """
         def attempt() -> bytes:
             got = self._get(name, range=(start, stop))
             if got is None or got.meta["e_tag"] != etag:
-                raise DataError(f"{self.where}/{name} was {'replaced' if got else 'removed'} while it was being read\n"
-                                "a recording must not change; scan the folder again: roadmill scan")
+                what = "replaced" if got else "removed"
+                raise RemoteError(f"{self.where}/{name} was {what} while it was being read\n"
+                                  "  recordings do not change: bring it back, or `roadmill scan` what is there now")
             return bytes(got.bytes())
 
         return self._patiently(name, attempt)
@@ -255,7 +231,7 @@ class Bucket:
             except BaseError:
                 broken = True
                 raise
-            if not self._is_stored(name, done["e_tag"], _etag([hashlib.md5(data)]), digest_bytes(data), len(data)):
+            if not self.is_stored(name, done["e_tag"], etag_of([hashlib.md5(data)]), digest_bytes(data), len(data)):
                 self.write(name, data)
             return True
 
@@ -287,18 +263,13 @@ class Bucket:
                                 "run the command again")
 
         many = size > part_bytes
-        try:
-            with LARGE_PUTS if many else contextlib.nullcontext():
-                done = obstore.put(self._sending, name, parts() if many else b"".join(parts()), use_multipart=many,
-                                   chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT,
-                                   attributes={"sha256": sha256})
-        except BaseError as error:
-            self._abort(name, str(error))
-            raise
-        if not self._is_stored(name, done["e_tag"], _etag(sums, many), sha256, size):
+        with LARGE_PUTS if many else contextlib.nullcontext():  # obstore aborts an upload in parts that fails
+            done = obstore.put(self._sending, name, parts() if many else b"".join(parts()), use_multipart=many,
+                               chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT, attributes={"sha256": sha256})
+        if not self.is_stored(name, done["e_tag"], etag_of(sums, many), sha256, size):
             raise DifferentBytesError("")
 
-    def _is_stored(self, name: str, etag: str, expected: str, sha256: str, size: int) -> bool:
+    def is_stored(self, name: str, etag: str, expected: str, sha256: str, size: int) -> bool:
         """Whether the server has what was sent: by the ETag of its answer, of a HEAD, or by the object itself."""
         if etag.strip('"') == expected:
             return True
@@ -311,16 +282,6 @@ class Bucket:
         for chunk in got.stream(min_chunk_size=CHUNK_BYTES) if got else ():
             back.update(chunk)
         return back.hexdigest() == sha256
-
-    def _abort(self, name: str, text: str) -> None:
-        """Has the parts of a failed upload removed: the client leaves them where one of the last parts failed."""
-        if upload := re.search(r"[?&]uploadId=([^&\s,]+)", text):
-            short = botocore.config.Config(connect_timeout=self.patience.connect_s,
-                                           read_timeout=self.patience.connect_s, retries={"total_max_attempts": 2})
-            client = self._session().client("s3", endpoint_url=self._endpoint, config=short)
-            with contextlib.suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
-                client.abort_multipart_upload(Bucket=self.bucket, Key=f"{self.prefix}/{name}".lstrip("/"),
-                                              UploadId=urllib.parse.unquote(upload[1]))
 
     def _get(self, name: str, **options: Any) -> obstore.GetResult | None:
         """The answer to a GET or HEAD; None where the object is not there. A missing bucket is no missing object."""
@@ -381,12 +342,27 @@ class Bucket:
         return S3Store(
             self.bucket, prefix=self.prefix or None, credential_provider=credentials,
             config={"checksum_algorithm": "SHA256", **{name: value for name, value in settings.items() if value}},
-            client_options={"allow_http": bool(self._endpoint and self._endpoint.startswith("http://")),
+            client_options={"allow_http": (self._endpoint or "").startswith("http://"),
                             "connect_timeout": timedelta(seconds=patience.connect_s),
                             "read_timeout": timedelta(seconds=stalled_s), "timeout": timedelta(days=1)},
             retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=patience.give_up_s),
                           "backoff": {"init_backoff": timedelta(seconds=patience.first_wait_s), "base": 2,
                                       "max_backoff": timedelta(seconds=patience.longest_wait_s)}})
+
+    @property
+    def encryption(self) -> dict[str, str]:
+        """What boto3 is to be told of encryption when an object is made."""
+        said = {"ServerSideEncryption": self.sse, "SSEKMSKeyId": self._sse_kms_key}
+        return {name: value for name, value in said.items() if value}
+
+    def client(self) -> Any:
+        """boto3's client for the same server with the same credentials, for what obstore lacks."""
+        patience = self.patience
+        config = botocore.config.Config(
+            connect_timeout=patience.connect_s, read_timeout=patience.stalled_s, max_pool_connections=16,
+            retries={"total_max_attempts": patience.retries + 1, "mode": "standard"},
+            request_checksum_calculation="when_required", response_checksum_validation="when_required")
+        return self._session().client("s3", endpoint_url=self._endpoint, config=config)
 
     def _session(self) -> boto3.Session:
         try:
@@ -396,7 +372,7 @@ class Bucket:
                               "set store.profile to one of: aws configure list-profiles") from None
 
 
-def _etag(sums: list[Any], many: bool = False) -> str:
+def etag_of(sums: list[Any], many: bool = False) -> str:
     """The ETag that S3 gives to an object of one part, or of many, from their MD5s."""
     if many:
         return f"{hashlib.md5(b''.join(part.digest() for part in sums)).hexdigest()}-{len(sums)}"

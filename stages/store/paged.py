@@ -36,10 +36,10 @@ def every_page(page: Callable[[str | None], list[Listed]], prefix: str, full: in
 
 def _slice(page: Callable[[str | None], list[Listed]], start: str, stop: str | None,
            full: int) -> Iterator[list[Listed]]:
-    """The pages of names from after `start` to before `stop`."""
+    """The pages of names after `start` up to `stop` itself, which the next slice leaves out."""
     while True:
         found = page(start)
-        inside = [one for one in found if stop is None or one.name < stop]
+        inside = [one for one in found if stop is None or one.name <= stop]
         yield inside
         if len(found) < full or len(inside) < len(found):
             return

@@ -38,7 +38,7 @@ def compose() -> None:
 
 
 @app.command()
-def scan(source: Annotated[Path, typer.Argument(help="a folder of recordings, or one recording")],
+def scan(source: Annotated[str, typer.Argument(help="a folder or s3://bucket/prefix of recordings, or one recording")],
          rig: Annotated[str, typer.Option(help="conf/rig/RIG.yaml describes the vehicle")]) -> None:
     """Make the recordings under SOURCE part of the dataset; commit data/*.dvc to keep that decision."""
     from stages.tools.scan import scan as scan_source
@@ -49,6 +49,28 @@ def scan(source: Annotated[Path, typer.Argument(help="a folder of recordings, or
           + (f", {labels}" if labels else ""),
           f"  {len(found.added)} new, {len(found.changed)} changed, {len(found.gone)} gone since the last scan",
           "  `dvc repro` makes the dataset; `git add conf data/*.dvc params.yaml` and commit keep the decision"])
+
+
+@app.command()
+def upload(folder: Annotated[Path, typer.Argument(help="a vehicle's disk, or another folder with recordings")],
+           url: Annotated[str, typer.Argument(help="s3://bucket/prefix, on the server of the store")],
+           replace: Annotated[bool, typer.Option("--replace", help="what the bucket has other bytes of, too")] = False,
+           ) -> None:
+    """Copy each file of FOLDER to the bucket, verified, with its sha256; run again, it sends what is not there yet."""
+    from stages.runners.run import exit_code, told
+    from stages.tools.upload import upload as bring_home
+
+    done = bring_home(_root(), folder, url, replace)
+    for name, error in sorted(done.failed.items()):
+        text = told(error) or f"{type(error).__name__}: {error}"
+        typer.echo(f"{name if name.isprintable() else ascii(name)}: {text}", err=True)
+    num, num_sent = len(done.verified), len(done.sent)
+    _say([f"{done.where}: {num} files, {sum(done.verified.values()) / 2**30:.2f} GiB, each with its size and sha256: "
+          f"{num_sent} sent, {num - num_sent} were there"])
+    if done.failed:
+        _say([f"  {len(done.failed)} files are not there as they are here; the same command tries them again"])
+        raise typer.Exit(max(map(exit_code, done.failed.values())))
+    _say([f"  `roadmill scan {done.where} --rig RIG` makes the recordings part of the dataset"])
 
 
 @app.command()

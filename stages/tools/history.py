@@ -31,7 +31,6 @@ WORKING_TREE = "working tree"
 LOCK, TRACKED = "dvc.lock", ("data/recordings.dvc", "data/labels.dvc")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there: ten times as fast
 
 
 class Manifest(NamedTuple):
@@ -156,10 +155,10 @@ def trees(root: Path, revs: Mapping[str, str]) -> list[Tree]:
 
 def _tree(revs: tuple[str, ...], lock: bytes, *tracked: bytes) -> Tree:
     try:
-        stages = (yaml.load(lock, YAML) or {}).get("stages", {})
+        stages = (yaml.load(lock, yaml.CSafeLoader) or {}).get("stages", {})
         outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
         for name, text in zip(TRACKED, tracked):
-            for out in (yaml.load(text, YAML) or {}).get("outs", ()):
+            for out in (yaml.load(text, yaml.CSafeLoader) or {}).get("outs", ()):
                 outs[(Path(name).parent / out["path"]).as_posix()] = out["md5"]
         deps = {name: {dep["path"]: dep["md5"] for dep in stage.get("deps", ())} for name, stage in stages.items()}
         params = {name: stage.get("params", {}).get("params.yaml", {}) for name, stage in stages.items()}

@@ -29,10 +29,10 @@ import re
 from pathlib import Path
 
 from stages.harness import DATA_FOLDERS, ITEM_STAGES, STAGES
-from stages.lib import sources
 from stages.lib.digests import digest_file
 from stages.lib.errors import ConfigError
 from stages.lib.knobs import near_miss
+from stages.store.sources import describe
 from stages.tools import exported, history, uses
 from stages.tools.ancestry import Ancestry, Document
 from stages.tools.checkout import Checkout
@@ -189,12 +189,11 @@ class _Question:
     def _recording_at(self, path: Path) -> Document | None:
         """The recording on this machine that the path is, or is part of, with the bytes that a list says."""
         known, gaps = uses.listed(self.known.trees, self.known.objects)
-        hashes = sources.Hashes(self.known.root)
-        for source in self.known.harness.site.sources.values():
+        for source in self.known.harness.sources:
             for one in known:
-                place = source / one.recording.name
-                if (path.is_relative_to(place.resolve()) and sources.describe(
-                        place, one.recording.name, one.recording.rig, hashes).digest == one.recording.digest):
+                name = one.recording.name
+                if (path.is_relative_to(Path(source.where, name).resolve()) and describe(
+                        source, name, source.files(name), one.recording.rig).digest == one.recording.digest):
                     return self.known.recordings([one], gaps)
         return None
 
