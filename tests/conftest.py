@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.small_world"]
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -119,9 +120,9 @@ class Moto(Server):
 
     def start(self) -> None:
         """Starts the server; its first four calls, which make the user, need no signature."""
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-p", str(self.port)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [sys.executable, "-m", "moto.server", "-p", str(self.port)], stdout=self.log, stderr=self.log,
             env=os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": "3"})
         self.wait()
         self.key, self.secret = "none", "none"

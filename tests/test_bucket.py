@@ -85,10 +85,10 @@ def test_ranges_are_of_the_object_that_was_described(bucket):
     assert bucket.read_range("log.mcap", 10, 20, etag) == data[10:20]
     assert bucket.read_range("log.mcap", 990, 5000, etag) == data[990:]
     bucket.write("log.mcap", data[::-1])
-    with pytest.raises(DataError, match=r"log\.mcap was replaced while it was being read\n.*roadmill scan"):
+    with pytest.raises(RemoteError, match=r"log\.mcap was replaced while it was being read\n.*roadmill scan"):
         bucket.read_range("log.mcap", 10, 20, etag)
     bucket.delete(["log.mcap"])
-    with pytest.raises(DataError, match="was removed while"):
+    with pytest.raises(RemoteError, match="was removed while"):
         bucket.read_range("log.mcap", 10, 20, etag)
 
 

@@ -125,14 +125,15 @@ class Bucket:
     def read_range(self, name: str, start: int, stop: int, etag: str) -> bytes:
         """Bytes start to stop - 1 of the object as it was when it had this ETag.
 
-        Raises DataError where it is gone or has changed. The answer's own ETag is compared, for servers differ in how
+        Raises RemoteError where it is gone or has changed. The answer's own ETag is compared, for servers differ in how
         they take If-Match.
         """
         def attempt() -> bytes:
             got = self._get(name, range=(start, stop))
             if got is None or got.meta["e_tag"] != etag:
-                raise DataError(f"{self.where}/{name} was {'replaced' if got else 'removed'} while it was being read\n"
-                                "a recording must not change; scan the folder again: roadmill scan")
+                what = "replaced" if got else "removed"
+                raise RemoteError(f"{self.where}/{name} was {what} while it was being read\n"
+                                  "  recordings do not change: bring it back, or `roadmill scan` what is there now")
             return bytes(got.bytes())
 
         return self._patiently(name, attempt)
@@ -180,15 +181,22 @@ class Bucket:
         return (found.name for found in self.list(prefix))
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """Objects whose names start with the prefix, which is '' or ends in '/', in any order."""
+        """Objects whose names start with the prefix, in any order; one that ends within a name should match few."""
+        folder, _, begin = prefix.rpartition("/")
+
         def page(after: str | None) -> list[Listed]:
-            stream = obstore.list(self._store, prefix.rstrip("/") or None, offset=after, chunk_size=PAGE)
+            stream = obstore.list(self._store, folder or None, offset=after, chunk_size=PAGE)
             found = [Listed(meta["path"], meta["size"], meta["last_modified"].timestamp())
                      for meta in next(stream, [])]
             self._exists = True
             return found
 
-        return every_page(lambda after: self._patiently(prefix, lambda: page(after)), prefix, PAGE)
+        def asked(after: str | None) -> list[Listed]:
+            return self._patiently(prefix, lambda: page(after))
+
+        if not begin:
+            return every_page(asked, prefix, PAGE)
+        return _while_alike(asked, prefix)
 
     # write --------------------------------------------------------------------------------------------------------
     def write(self, name: str, data: bytes | Path, sha256: str | None = None) -> None:
@@ -223,7 +231,7 @@ class Bucket:
             except BaseError:
                 broken = True
                 raise
-            if not self._is_stored(name, done["e_tag"], _etag([hashlib.md5(data)]), digest_bytes(data), len(data)):
+            if not self.is_stored(name, done["e_tag"], etag_of([hashlib.md5(data)]), digest_bytes(data), len(data)):
                 self.write(name, data)
             return True
 
@@ -258,10 +266,10 @@ class Bucket:
         with LARGE_PUTS if many else contextlib.nullcontext():  # obstore aborts an upload in parts that fails
             done = obstore.put(self._sending, name, parts() if many else b"".join(parts()), use_multipart=many,
                                chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT, attributes={"sha256": sha256})
-        if not self._is_stored(name, done["e_tag"], _etag(sums, many), sha256, size):
+        if not self.is_stored(name, done["e_tag"], etag_of(sums, many), sha256, size):
             raise DifferentBytesError("")
 
-    def _is_stored(self, name: str, etag: str, expected: str, sha256: str, size: int) -> bool:
+    def is_stored(self, name: str, etag: str, expected: str, sha256: str, size: int) -> bool:
         """Whether the server has what was sent: by the ETag of its answer, of a HEAD, or by the object itself."""
         if etag.strip('"') == expected:
             return True
@@ -341,6 +349,21 @@ class Bucket:
                           "backoff": {"init_backoff": timedelta(seconds=patience.first_wait_s), "base": 2,
                                       "max_backoff": timedelta(seconds=patience.longest_wait_s)}})
 
+    @property
+    def encryption(self) -> dict[str, str]:
+        """What boto3 is to be told of encryption when an object is made."""
+        said = {"ServerSideEncryption": self.sse, "SSEKMSKeyId": self._sse_kms_key}
+        return {name: value for name, value in said.items() if value}
+
+    def client(self) -> Any:
+        """boto3's client for the same server with the same credentials, for what obstore lacks."""
+        patience = self.patience
+        config = botocore.config.Config(
+            connect_timeout=patience.connect_s, read_timeout=patience.stalled_s, max_pool_connections=16,
+            retries={"total_max_attempts": patience.retries + 1, "mode": "standard"},
+            request_checksum_calculation="when_required", response_checksum_validation="when_required")
+        return self._session().client("s3", endpoint_url=self._endpoint, config=config)
+
     def _session(self) -> boto3.Session:
         try:
             return boto3.Session(profile_name=self._profile, region_name=self._region)
@@ -349,11 +372,21 @@ class Bucket:
                               "set store.profile to one of: aws configure list-profiles") from None
 
 
-def _etag(sums: list[Any], many: bool = False) -> str:
+def etag_of(sums: list[Any], many: bool = False) -> str:
     """The ETag that S3 gives to an object of one part, or of many, from their MD5s."""
     if many:
         return f"{hashlib.md5(b''.join(part.digest() for part in sums)).hexdigest()}-{len(sums)}"
     return (sums[0] if sums else hashlib.md5(b"")).hexdigest()
+
+
+def _while_alike(page: Callable[[str], list[Listed]], prefix: str) -> Iterator[Listed]:
+    """The objects of the pages that begin at the prefix, as long as they start with it."""
+    after: str | None = f"{prefix[:-1]}{chr(ord(prefix[-1]) - 1)}zz"  # hardly a name comes between it and the prefix
+    while after:
+        found = page(after)
+        alike = [one for one in found if one.name.startswith(prefix)]
+        yield from alike
+        after = found[-1].name if len(found) == len(alike) == PAGE else None
 
 
 def _compare(got: obstore.GetResult, sha256: str, num_bytes: int) -> None:
