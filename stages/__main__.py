@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.harness import STAGES, Harness
+from stages.lib.orphans import die_with_parent
 from stages.lib.secrets import redacted
-from stages.runners.local import die_with_parent
 from stages.runners.run import exit_code, told
 
 

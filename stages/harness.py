@@ -6,6 +6,7 @@ renamed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -21,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from stages.lib import knobs, recordings, site
+from stages.lib.checkpoints import Checkpoints
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
 from stages.lib.knobs import knob
@@ -142,15 +144,23 @@ class Harness:
         return planned
 
     def perform(self, planned: Planned) -> str:
-        """Runs one item and commits it; the result's digest."""
-        with self.store.scratch() as folder:
+        """Runs one item and commits it; the result's digest. It goes on where an attempt that was stopped left it."""
+        module, kept = module_of(planned.stage), []
+        with contextlib.ExitStack() as stack:
+            if getattr(module, "RESUMES", False):
+                kept = [stack.enter_context(
+                    Checkpoints(self.store.shared, planned.action.key, self.site.checkpoint_s))]
+            folder = stack.enter_context(self.store.scratch())
             inputs = self._open(planned.item.inputs)
-            facts = module_of(planned.stage).run(self.knobs(planned.stage), planned.item, inputs, folder)
+            facts = module.run(self.knobs(planned.stage), planned.item, inputs, folder, *kept)
             outputs = {path.relative_to(folder).as_posix(): self.store.put_file(path)
                        for path in sorted(folder.rglob("*")) if path.is_file()}
-        if not outputs:
-            raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
-        return self.store.commit(planned.action, planned.item.name, facts, outputs)
+            if not outputs:
+                raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
+            result = self.store.commit(planned.action, planned.item.name, facts, outputs)
+            for checkpoints in kept:
+                checkpoints.forget()
+        return result
 
     def _open(self, inputs: Mapping[str, str]) -> dict[str, Path | RangedPath]:
         """role -> path of the blob or recording that is wanted there; of a recording in a bucket: what reads like one.

@@ -16,12 +16,14 @@ import polars as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stages.lib import card, detector, geometry, onnx_model, report, tables, training
+from stages.lib import card, detector, geometry, onnx_model, ranks, report, tables, training
+from stages.lib.checkpoints import NOTHING
 from stages.lib.dataset import TABLES, Dataset, box_array, move_boxes
 from stages.lib.detector import Architecture, Detector
 from stages.lib.digests import canonical, digest_bytes, digest_file
 from stages.lib.errors import ConfigError, DataError
 from stages.lib.knobs import knob
+from stages.lib.ranks import Ranks
 from stages.lib.report import Section
 from stages.lib.stage import Facts, Item, Out, Result, Summary, Upstream
 from stages.lib.targets import Wanted
@@ -30,6 +32,7 @@ from stages.lib.training import Recipe
 INPUTS = ("merge",)
 SPLIT = "train"
 ITEM = "detector"
+RESUMES = True
 OUTPUTS = ("model.pt", "model.onnx", "curves.csv", "model_card.md")
 NUM_LAST = 20  # losses are reported as means over so many steps
 INTERFACE = """\
@@ -46,8 +49,8 @@ LIMITS = """\
 A score orders boxes; it is not a probability. Boxes with few points in the key frame were not learned from \
 (min_points). Intensity, beam pattern and mounting height of other sensors than those of the train split change what \
 the net sees. Velocity needs num_sweeps > 1, sweeps that stand before the key frame in its scene, and more than some \
-hundred steps: until then it stays near 0. Trained on CPU; the same bits again need the same number of threads and a \
-CPU with the same instructions."""
+hundred steps: until then it stays near 0. The same bits again need the same device, num_devices and threads, and a \
+machine like it: a CPU with the same instructions, the same kind of GPU."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class Knobs(Recipe, Architecture):
     min_points: int = knob("boxes with fewer points in the key frame are neither object nor background", low=0)
     min_auto_score: float = knob("so are automatic boxes with a lower score", low=0, high=1)
     auto_weight: float = knob("weight of automatic boxes, and of the background that nobody reviewed", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.num_devices:
+            raise ConfigError(f"train.batch_size is {self.batch_size}, expected a multiple of train.num_devices, "
+                              f"{self.num_devices}: change one of them")
 
 
 def plan(cfg: Knobs, inputs: Mapping[str, Upstream]) -> list[Item]:
@@ -74,23 +83,31 @@ def plan(cfg: Knobs, inputs: Mapping[str, Upstream]) -> list[Item]:
     return [Item(ITEM, {"dataset_digest": digest_bytes(canonical(digests))}, {**paths, **packs})]
 
 
-def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path) -> Facts:
+@dataclass(frozen=True)
+class Lessons:
+    """What there is to learn from: the key frames of the train split that have labels, and what these say."""
+
+    dataset: Dataset
+    tokens: list[str]
+    labels: list[Wanted]
+    num_sweeps: int
+    ego_box_m: tuple[float, float, float, float]
+
+    def read(self, index: int) -> tuple[np.ndarray, Wanted]:
+        """The points and labels of one of them, as `training.fit` wants them."""
+        return self.dataset.points_ego(self.tokens[index], self.num_sweeps, self.ego_box_m), self.labels[index]
+
+
+def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path, checkpoints: Any = NOTHING) -> Facts:
     """model.pt, model.onnx, curves.csv (a row a step), model_card.md.
 
     Raises DataError where no key frame of the train split has labels.
     """
-    dataset = Dataset.from_inputs(inputs)
-    tokens = [token for token in dataset.sample_tokens(SPLIT) if dataset.label_source(token)]
-    if not tokens:
-        raise DataError(f"none of {len(dataset.sample_tokens(SPLIT))} key frames of split {SPLIT} has labels\n"
-                        f"  give merge.sources.{SPLIT} a source that covers them, e.g. auto")
-    labels = [wanted(cfg, dataset, token) for token in tokens]
-
-    def read(index: int) -> tuple[np.ndarray, Wanted]:
-        return dataset.points_ego(tokens[index], cfg.num_sweeps, cfg.ego_box_m), labels[index]
-
-    arch = _part(Architecture, cfg)
-    net, rows = training.fit(arch, _part(Recipe, cfg), len(tokens), read)
+    lessons = _lessons(cfg, inputs)
+    dataset, tokens, arch = lessons.dataset, lessons.tokens, _part(Architecture, cfg)
+    state = checkpoints.load()
+    with ranks.shared(cfg.num_devices, cfg.device, _assist, (cfg, inputs, state)) as own:
+        net, rows = training.fit(arch, _part(Recipe, cfg), len(tokens), lessons.read, own, state, checkpoints)
     model = Detector(arch, net, {"dataset_digest": item.params["dataset_digest"], "knobs": dataclasses.asdict(cfg)})
     detector.save(model, out / "model.pt")
     onnx_model.export(model, out / "model.onnx")
@@ -101,10 +118,25 @@ def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path) -> Facts:
         "num_scenes": len({dataset.scene_token(token) for token in tokens}),
         "dataset_digest": item.params["dataset_digest"],
         "num_weights": sum(weight.numel() for weight in net.parameters()),
-        "labels": _counts(dataset, tokens, labels, cfg.classes),
+        "labels": _counts(dataset, tokens, lessons.labels, cfg.classes),
         "last_losses": {name: round(curves[name].tail(NUM_LAST).mean(), 6) for name in curves.columns[2:]}}
     (out / "model_card.md").write_text(card.markdown("Model card", _sections(cfg, facts)))
     return facts
+
+
+def _assist(cfg: Knobs, inputs: Mapping[str, Path], state: bytes | None, own: Ranks) -> None:
+    """Learns along as one of the other ranks."""
+    lessons = _lessons(cfg, inputs)
+    training.fit(_part(Architecture, cfg), _part(Recipe, cfg), len(lessons.tokens), lessons.read, own, state)
+
+
+def _lessons(cfg: Knobs, inputs: Mapping[str, Path]) -> Lessons:
+    dataset = Dataset.from_inputs(inputs)
+    tokens = [token for token in dataset.sample_tokens(SPLIT) if dataset.label_source(token)]
+    if not tokens:
+        raise DataError(f"none of {len(dataset.sample_tokens(SPLIT))} key frames of split {SPLIT} has labels\n"
+                        f"  give merge.sources.{SPLIT} a source that covers them, e.g. auto")
+    return Lessons(dataset, tokens, [wanted(cfg, dataset, token) for token in tokens], cfg.num_sweeps, cfg.ego_box_m)
 
 
 def collect(cfg: Knobs, results: list[Result], out: Out) -> Summary:

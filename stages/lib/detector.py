@@ -134,7 +134,7 @@ class Pillars(nn.Module):
 
 def _gather(num_pillars: int, pillar: torch.Tensor, rows: torch.Tensor, how: str) -> torch.Tensor:
     """(num_pillars, C): sum or maximum, and 0, of the rows (N, C) of each pillar."""
-    empty = torch.zeros(num_pillars, rows.shape[1])
+    empty = torch.zeros(num_pillars, rows.shape[1], device=rows.device)
     return empty.scatter_reduce(0, pillar[:, None].expand(-1, rows.shape[1]), rows, how)
 
 

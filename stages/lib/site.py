@@ -55,6 +55,7 @@ class RunnerSite:
 
     workers: int | None = knob("worker processes; null for one per core", low=1)
     timeout_s: dict[str, float] = knob("longest time for one item, by stage, or `default`", above=0)
+    checkpoint_s: float = knob("time between two states of a training that are kept, in case it is stopped", above=0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Site:
     store: FolderStore | BucketStore
     workers: int
     timeout_s: dict[str, float]
+    checkpoint_s: float
     sources: dict[str, str]
 
     def timeout_of(self, stage: str) -> float:
@@ -86,7 +88,7 @@ def load(root: Path) -> Site:
         raise ConfigError("runner.timeout_s has no `default`: longest time for one item, in s\n"
                           "  conf/runner/local.yaml shows how; ROADMILL_RUNNER names the file that is read")
     workers = runner.workers or len(os.sched_getaffinity(0))
-    return Site(root, store, workers, runner.timeout_s, read_sources(root))
+    return Site(root, store, workers, runner.timeout_s, runner.checkpoint_s, read_sources(root))
 
 
 def read_store(root: Path, name: str | None) -> FolderStore | BucketStore:

@@ -16,6 +16,9 @@ or, for a whole-stage program (curate, split, merge),
     run(cfg: Knobs, inputs: Mapping[str, Upstream], out: Out) -> Summary
 
 They read only their arguments and write only under `out`: no clock, environment, network or global random state.
+
+A stage of many items that sets `RESUMES = True` has a fifth argument of `run`, `lib.checkpoints.Checkpoints`: it asks
+them for the state that an attempt left which was stopped, and offers them its own. What comes out is the same.
 """
 
 from __future__ import annotations

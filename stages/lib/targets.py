@@ -136,7 +136,7 @@ def losses(heat_logits: torch.Tensor, code: torch.Tensor, batch: list[Targets]) 
 
     heat_logits (B, C, height, width); code (B, CODE_SIZE, height, width). Unknown codes (NaN) cost nothing.
     """
-    heat, heat_weight = (torch.from_numpy(np.stack([getattr(t, name) for t in batch]))
+    heat, heat_weight = (torch.from_numpy(np.stack([getattr(t, name) for t in batch])).to(code.device)
                          for name in ("heat", "heat_weight"))
     probability = heat_logits.float().sigmoid().clamp(1e-4, 1 - 1e-4)
     peak = heat == 1
@@ -144,8 +144,8 @@ def losses(heat_logits: torch.Tensor, code: torch.Tensor, batch: list[Targets]) 
                            -(1 - probability).log() * probability**2 * (1 - heat) ** 4)
     found = {"heat": (per_cell * heat_weight).sum() / max(float((heat_weight * peak).sum()), 1.0)}
 
-    sample = torch.from_numpy(np.repeat(np.arange(len(batch)), [len(t.cells) for t in batch]))
-    cells, wanted, weight = (torch.from_numpy(np.concatenate([getattr(t, name) for t in batch]))
+    sample = torch.from_numpy(np.repeat(np.arange(len(batch)), [len(t.cells) for t in batch])).to(code.device)
+    cells, wanted, weight = (torch.from_numpy(np.concatenate([getattr(t, name) for t in batch])).to(code.device)
                              for name in ("cells", "code", "code_weight"))
     predicted = code.flatten(2)[sample, :, cells]
     known = ~wanted.isnan()

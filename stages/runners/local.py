@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +13,9 @@ from typing import Any
 
 import pebble
 
+from stages.lib.orphans import die_with_parent
 from stages.lib.secrets import redacted
 
-PR_SET_PDEATHSIG = 1
 # A worker computes with one thread; joblib must not leave semaphores for a killed worker's tracker to complain about.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
                "POLARS_MAX_THREADS": "1", "JOBLIB_MULTIPROCESSING": "0"}
@@ -49,14 +47,6 @@ def perform(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: in
         except BaseException:
             pool.stop()
             raise
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Asks the kernel to kill this process when its parent ends; ends at once if that has happened."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 def _attempt(function: Callable[[Any], Any], task: Any) -> Any:

@@ -6,6 +6,7 @@
     actions/<op>/<item, 16 digits>/<key>.json          what was hashed, to explain hits and misses
     runs/<stage>/…                                     where and how long stages ran
     clones/<16 digits>.json                            a clone that ran stages here
+    checkpoints/<key>/…                                what a training that was stopped goes on from
     gc/…                                               what collections have doomed: see `store.gc`
 
 The same names and bytes in a folder and in a bucket. A store on S3 has a folder too: blobs are made and read there, and

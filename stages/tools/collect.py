@@ -34,7 +34,8 @@ def collect(root: Path, clones: Sequence[Path], grace_days: float, dry_run: bool
     if not dry_run:
         gc.sweep(store, found)
         gc.bury(store, found)
-    return [*table(found, WOULD if dry_run else STEPS), *_when(found), *_strangers(store, clones, found.now_s)]
+    return [*table(found, WOULD if dry_run else STEPS), *_unfinished(store, found, dry_run), *_when(found),
+            *_strangers(store, clones, found.now_s)]
 
 
 def look(store: Store, clones: Sequence[Path], grace_days: float) -> Survey:
@@ -53,6 +54,15 @@ def table(found: Survey, steps: dict[str, str]) -> list[str]:
         lines.append(f"{steps[step]:<18}{op:<12}{count['results']:>9}{count['blobs']:>9}"
                      f"{count['bytes'] / 2**30:>10.3f}")
     return lines if len(lines) > 1 else ["nothing is dead"]
+
+
+def _unfinished(store: Store, found: Survey, dry_run: bool) -> list[str]:
+    """Deletes what is kept of trainings that nobody has gone on with for the grace period; says how much."""
+    gone = checkpoints.abandoned(store.shared, found.now_s - found.grace_s)
+    if not dry_run:
+        store.shared.delete([one.name for one in gone])
+    size_gib, would = sum(one.bytes for one in gone) / 2**30, "would be " if dry_run else ""
+    return [f"checkpoints of trainings that were given up: {size_gib:.3f} GiB {would}deleted"] if gone else []
 
 
 def _when(found: Survey) -> list[str]:
