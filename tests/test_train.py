@@ -1,6 +1,10 @@
 """The train stage on the merged world of tests/dataset_fixture.py: four reviewed and four automatic key frames."""
 
 import json
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +15,15 @@ import torch
 import yaml
 
 from stages import train
-from stages.lib import detector, knobs, tables
+from stages.lib import detector, knobs, ranks, tables, training
+from stages.lib.checkpoints import NOTHING, StoppedError
 from stages.lib.dataset import Dataset
+from stages.lib.detector import Architecture, Net
 from stages.lib.digests import digest_file
 from stages.lib.errors import ConfigError, DataError
+from stages.lib.ranks import ALONE
 from stages.lib.stage import Blob, Item, Out, Result, Upstream
+from stages.lib.training import Recipe
 from tests import dataset_fixture
 
 VALUES = yaml.safe_load((Path(__file__).parents[1] / "conf/train/default.yaml").read_text())
@@ -45,12 +53,12 @@ def planned(merged: Path, **changes: object) -> Item:
     return item
 
 
-def trained(world: dataset_fixture.World, merged: Path, out: Path, **changes: object) -> Result:
+def trained(world: dataset_fixture.World, merged: Path, out: Path, checkpoints=NOTHING, **changes: object) -> Result:
     """The item planned and run, as the harness does it."""
     item = planned(merged, **changes)
     inputs = {role: what if isinstance(what, Path) else world.open_pack(what) for role, what in item.inputs.items()}
     out.mkdir()
-    facts = json.loads(json.dumps(train.run(cfg(**changes), item, inputs, out)))
+    facts = json.loads(json.dumps(train.run(cfg(**changes), item, inputs, out, checkpoints)))
     outputs = {path.name: Blob(digest_file(path), path.stat().st_size) for path in sorted(out.iterdir())}
     return Result(item.name, facts, outputs, lambda name: out / name)
 
@@ -216,6 +224,111 @@ def test_no_labels_at_all_is_an_error_that_names_the_knob(world, merged, tmp_pat
         trained(world, bare, tmp_path / "out")
 
 
+# several processes --------------------------------------------------------------------------------------------------
+class StopAfter:
+    """Checkpoints of an attempt that is asked to stop after a step, and of the next one."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.kept = step, None
+
+    def load(self) -> bytes | None:
+        return self.kept
+
+    def offer(self, step: int, state) -> None:
+        if step == self.step and self.kept is None:
+            self.kept = state()
+            raise StoppedError("stop")
+
+
+def in_parts(world, merged, **changes: object) -> tuple[Net, list[dict]]:
+    """What this process alone learns that computes the parts of each batch one after another."""
+    one = cfg(**changes)
+    packs = {role: what if isinstance(what, Path) else world.open_pack(what)
+             for role, what in planned(merged, **changes).inputs.items()}
+    lessons = train._lessons(one, packs)
+    return training.fit(train._part(Architecture, one), train._part(Recipe, one), len(lessons.tokens), lessons.read)
+
+
+def test_two_processes_learn_the_bits_of_one_that_computes_both_parts_also_when_they_were_stopped(
+        world, merged, result, tmp_path):
+    net, rows = in_parts(world, merged, num_devices=2)
+    stops = StopAfter(2)
+    with pytest.raises(StoppedError):
+        trained(world, merged, tmp_path / "stopped", checkpoints=stops, num_devices=2)
+    shared = trained(world, merged, tmp_path / "out", checkpoints=stops, num_devices=2)
+    state = detector.load(shared.path("model.pt")).net.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+    assert pl.DataFrame(rows).write_csv(float_precision=6) == shared.path("curves.csv").read_text()
+    assert shared.outputs["model.onnx"] != result.outputs["model.onnx"], "another count learns something else"
+
+
+def test_a_step_follows_the_mean_of_the_parts_gradients():
+    """Of w x with w = 2: the losses are 2 and 8, the gradients 1 and 4."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(net.weight, 2.0)
+    losses = training._gradients(net, [1.0, 4.0], ALONE, lambda x: {"loss": net.weight.sum() * x})
+    assert losses == {"loss": 5.0}
+    assert net.weight.grad.item() == 2.5
+
+
+def _leave(status: int, own: object) -> None:
+    os._exit(status)
+
+
+def test_a_process_that_ends_early_is_named_and_not_waited_for():
+    with pytest.raises(RuntimeError, match="process 1 of the training ended with exit code 7"):
+        with ranks.shared(2, "cpu", _leave, (7,)) as own:
+            own.gather(torch.zeros(1, 1))
+    with pytest.raises(RuntimeError, match="process 1 of the training ended with exit code 1"):
+        with ranks.shared(2, "cpu", _Unreadable(), ()):
+            pytest.fail("the other never came")
+
+
+class _Unreadable:
+    """Can't be read back from a pickle."""
+
+    def __reduce__(self):
+        return int, ("x",)
+
+
+UNDER_TORCHRUN = """
+import os, pickle, sys
+from pathlib import Path
+from stages import train
+folder = Path(sys.argv[1])
+out = folder / os.environ["RANK"]
+out.mkdir()
+train.run(*pickle.loads((folder / "action").read_bytes()), out)
+"""
+
+
+def test_processes_that_torchrun_starts_learn_the_same_bits_each(world, merged, tmp_path):
+    (tmp_path / "script.py").write_text(UNDER_TORCHRUN)
+
+    def under_torchrun(num: int) -> subprocess.CompletedProcess:
+        changes = {"num_devices": num, "batch_size": 6, "steps": 2}
+        item = planned(merged, **changes)
+        inputs = {role: what if isinstance(what, Path) else world.open_pack(what)
+                  for role, what in item.inputs.items()}
+        (tmp_path / "action").write_bytes(pickle.dumps((cfg(**changes), item, inputs)))
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+             tmp_path / "script.py", tmp_path], text=True, capture_output=True, timeout=300,
+            env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+    refused = under_torchrun(3)
+    assert "ConfigError: torchrun started 2 processes, train.num_devices is 3" in refused.stderr
+    assert "torchrun --standalone --nproc-per-node 3" in refused.stderr
+    for rank in (0, 1):
+        (tmp_path / str(rank)).rmdir()
+    done = under_torchrun(2)
+    assert done.returncode == 0, done.stderr
+    net, _ = in_parts(world, merged, num_devices=2, batch_size=6, steps=2)
+    for rank in ("0", "1"):
+        state = detector.load(tmp_path / rank / "model.pt").net.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+
+
 # collect ------------------------------------------------------------------------------------------------------------
 def test_collect_gives_the_model_its_card_and_a_page_with_the_curve(result, tmp_path):
     out, summary = collected(result, tmp_path / "a")
@@ -242,8 +355,19 @@ def test_settings_are_refused_with_the_knobs_name():
         cfg(pillar_m=-1.0)
     with pytest.raises(ConfigError, match=r"train.range_m -16..16 m along x is 45.7143 pillars of 0.7 m"):
         cfg(pillar_m=0.7)
+    with pytest.raises(ConfigError, match=r"train.batch_size is 2, expected a multiple of train.num_devices, 3: change"):
+        cfg(num_devices=3)
+    with pytest.raises(ConfigError, match=r"train.device is 'gpu', expected one of cpu, cuda"):
+        cfg(device="gpu")
     with pytest.raises(ConfigError, match=r"train.step is not a knob, did you mean steps\?"):
         cfg(step=3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_named(world, merged, tmp_path):
+    with pytest.raises(ConfigError, match=r"train.num_devices is 1 and train.device cuda, but torch sees 0 GPUs here\n"
+                                          r"  set train.device=cpu, or run it on a machine with GPUs"):
+        trained(world, merged, tmp_path / "out", device="cuda")
 
 
 def test_every_knob_decides_the_result():

@@ -67,7 +67,7 @@ def shared(num: int, device: str, assist: Callable[..., None], args: tuple[Any, 
             os.environ.setdefault(name, value)
     if num == 1:
         yield Ranks(0, 1, _device(device, 0))
-    elif "RANK" in os.environ:
+    elif dist.is_torchelastic_launched():
         with _joined(device, os.environ) as ranks:
             if ranks.world != num:
                 raise ConfigError(f"torchrun started {ranks.world} processes, train.num_devices is {num}\n"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.harness import Harness
+from stages.lib import checkpoints
 from stages.lib.errors import ConfigError
 from stages.store import gc
 from stages.store.gc import Survey
