@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def main() -> int:
         print(f"usage: python -m stages STAGE, one of {', '.join(STAGES)}", file=sys.stderr)
         return 2
     die_with_parent(os.getppid())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: items that go on later keep what they have
     return guarded(lambda: Harness(Path.cwd()).run(sys.argv[1]))
 
 

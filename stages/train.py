@@ -107,7 +107,8 @@ def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path, checkpoin
     dataset, tokens, arch = lessons.dataset, lessons.tokens, _part(Architecture, cfg)
     state = checkpoints.load()
     with ranks.shared(cfg.num_devices, cfg.device, _assist, (cfg, inputs, state)) as own:
-        net, rows = training.fit(arch, _part(Recipe, cfg), len(tokens), lessons.read, own, state, checkpoints)
+        net, rows = training.fit(arch, _part(Recipe, cfg), len(tokens), lessons.read, ranks=own, state=state,
+                                 checkpoints=checkpoints)
     model = Detector(arch, net, {"dataset_digest": item.params["dataset_digest"], "knobs": dataclasses.asdict(cfg)})
     detector.save(model, out / "model.pt")
     onnx_model.export(model, out / "model.onnx")
@@ -127,7 +128,8 @@ def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path, checkpoin
 def _assist(cfg: Knobs, inputs: Mapping[str, Path], state: bytes | None, own: Ranks) -> None:
     """Learns along as one of the other ranks."""
     lessons = _lessons(cfg, inputs)
-    training.fit(_part(Architecture, cfg), _part(Recipe, cfg), len(lessons.tokens), lessons.read, own, state)
+    training.fit(_part(Architecture, cfg), _part(Recipe, cfg), len(lessons.tokens), lessons.read, ranks=own,
+                 state=state)
 
 
 def _lessons(cfg: Knobs, inputs: Mapping[str, Path]) -> Lessons:

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -18,8 +19,8 @@ from stages.store.folder import Folder
 from stages.tools import collect
 from tests.fake_clone import FakeClone
 from tests.places import DAY_S, PLACES
-from tests.test_train import merged, planned, world  # noqa: F401 (fixtures)
 from tests.test_train import cfg as train_cfg
+from tests.test_train import merged, planned, world  # noqa: F401 (fixtures)
 
 KEY = "a" * 64
 AT_ONCE, NEVER = 0.0, 1e9
@@ -78,7 +79,7 @@ def test_the_pointer_is_written_last_so_that_a_kill_in_between_leaves_the_state_
     assert opened(place).load() == b"state 1"
 
 
-@pytest.mark.parametrize("damage, words", [(b"state ", "damaged, 6 bytes that are not "), (None, "gone")])
+@pytest.mark.parametrize(("damage", "words"), [(b"state ", "damaged, 6 bytes that are not "), (None, "gone")])
 def test_a_damaged_state_is_said_and_the_one_before_is_taken(place, capsys, damage, words):
     keep(place, 1, 2)
     place.damage(f"checkpoints/{KEY}/000000002", damage)
@@ -169,18 +170,59 @@ def test_a_collection_takes_what_nobody_has_gone_on_with_for_its_grace_period(tm
 def test_sigterm_asks_for_a_last_state_and_then_goes_to_whoever_had_it_before(place):
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
+    own = opened(place, NEVER)
     try:
-        with pytest.raises(StoppedError, match="asked to stop after step 3\n  the same command goes on") as stopped:
-            with opened(place, NEVER) as own:
-                own.offer(2, lambda: b"state 2")
-                os.kill(os.getpid(), signal.SIGTERM)
-                assert heard == []
+        with own:
+            own.offer(2, lambda: b"state 2")
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard == []
+            with pytest.raises(StoppedError, match="asked to stop after step 3\n  the same command goes on") as stopped:
                 own.offer(3, lambda: b"state 3")
         assert heard == ["before"]
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.exit_code == 75
     assert opened(place).load() == b"state 3"
+
+
+STAGE = """
+import itertools, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import polars  # it takes SIGINT for its own
+from stages import __main__ as program
+from stages.lib.checkpoints import Checkpoints
+from stages.runners.local import perform
+from stages.store.folder import Folder
+
+def count_for_ever(folder):
+    with Checkpoints(Folder(Path(folder)), "a" * 64, 1e9) as own:
+        for step in itertools.count(1):
+            Path(folder, "counts").touch()
+            time.sleep(0.01)
+            own.offer(step, lambda: b"state")
+
+if __name__ == "__main__":
+    program.Harness = lambda root: SimpleNamespace(
+        run=lambda folder: list(perform(count_for_ever, [folder], workers=1, timeout_s=600)))
+    sys.exit(program.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_stopped_lets_its_items_keep_what_they_have(tmp_path, number):
+    (tmp_path / "stage.py").write_text(STAGE)
+    stage = subprocess.Popen([sys.executable, tmp_path / "stage.py", tmp_path], text=True, stderr=subprocess.PIPE,
+                             env={**os.environ, "PYTHONPATH": os.getcwd()})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "counts").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    stage.send_signal(number)
+    _, err = stage.communicate(timeout=60)
+    assert stage.returncode == 130
+    assert "stopped; what was done is kept, the same command goes on from there" in err
+    assert checkpoints.standing(Folder(tmp_path), KEY).step > 0
 
 
 # a training ---------------------------------------------------------------------------------------------------------

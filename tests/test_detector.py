@@ -22,8 +22,9 @@ ARCH = Architecture(
     convs_per_stage=1, neck_channels=8, bn_momentum=0.1, nms_radius_m=(2.0, 0.5), min_score=0.1, max_boxes=50)
 GRID = ARCH.grid  # 32 columns along x, 16 rows along y, 1 m each
 RECIPE = training.Recipe(
-    seed=3, device="cpu", num_devices=1, threads=1, steps=10, batch_size=2, lr=0.01, warmup_ratio=0.4, weight_decay=0.01, max_gradient_norm=10.0,
-    code_weight=0.25, velocity_weight=0.2, bn_batches=2, flip=True, max_yaw_rad=0.4, max_scale_ratio=0.05)
+    seed=3, device="cpu", num_devices=1, threads=1, steps=10, batch_size=2, lr=0.01, warmup_ratio=0.4,
+    weight_decay=0.01, max_gradient_norm=10.0, code_weight=0.25, velocity_weight=0.2, bn_batches=2, flip=True,
+    max_yaw_rad=0.4, max_scale_ratio=0.05)
 
 
 def wanted(boxes: np.ndarray, ignored: tuple[int, ...] = (), label: int = 0, background: float = 1.0) -> Wanted:

@@ -11,7 +11,7 @@ import yaml
 
 from stages import harness
 from stages.harness import Harness
-from stages.lib import recordings, site
+from stages.lib import checkpoints, recordings, site
 from stages.lib.digests import digest_bytes
 from stages.lib.errors import ConfigError, RemoteError
 from stages.lib.knobs import knob
@@ -166,6 +166,35 @@ def test_a_stage_that_leaves_nothing_is_an_error_and_publishes_nothing(root, mon
     with pytest.raises(harness.DataError, match="ingest: nothing is left of 3 drives: rule 3\n  `roadmill why ingest`"):
         run(root, "ingest")
     assert (root / "data/ingest/table").read_bytes() == before
+
+
+def test_an_item_that_may_take_hours_goes_on_where_it_stopped_and_gives_the_same(root, monkeypatch):
+    """Every other attempt at one fails half way. What is kept half way is in no key and in no result."""
+    began = []
+
+    def resuming(cfg, item, inputs, out, checkpoints):
+        began.append(checkpoints.load())
+        checkpoints.offer(1, lambda: b"half " + item.name.encode())
+        if began[-1] is None:
+            raise RemoteError("reclaimed")
+        return ingest_run(cfg, item, inputs, out)
+
+    first, keys = (root / "data/ingest/table").read_bytes(), [one.action.key for one in Harness(root).plan(
+        "ingest").values()]
+    monkeypatch.setattr(INGEST, "RESUMES", True, raising=False)
+    monkeypatch.setattr(INGEST, "run", resuming)
+    settings = root / "conf/runner/local.yaml"
+    settings.write_text(settings.read_text().replace("checkpoint_s: 300", "checkpoint_s: 1.0e-9"))
+    shutil.rmtree(root / "data/store")
+    for name in DRIVES:
+        planned = Harness(root).plan("ingest")[name]
+        with pytest.raises(RemoteError, match="reclaimed"):
+            Harness(root).perform(planned)
+        assert checkpoints.standing(Harness(root).store.shared, planned.action.key).step == 1
+    assert run(root, "ingest") == first
+    assert began == [None, None, None, b"half a", b"half b", b"half c"]
+    assert [one.action.key for one in Harness(root).plan("ingest").values()] == keys
+    assert list(Harness(root).store.shared.names("checkpoints/")) == []
 
 
 def test_a_run_that_takes_results_which_a_collection_has_doomed_keeps_them(root):

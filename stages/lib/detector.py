@@ -158,6 +158,11 @@ class Net(nn.Module):
         self.code = nn.Sequential(_conv(neck, neck, m), nn.Conv2d(neck, CODE_SIZE, 1))
         nn.init.constant_(self.heat[-1].bias, HEAT_BIAS)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: its input must be there."""
+        return self.pillars.low.device
+
     def forward(self, points: torch.Tensor, sample: torch.Tensor,
                 num_samples: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, levels = self.pillars(points, sample, num_samples), []

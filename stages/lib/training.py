@@ -74,13 +74,14 @@ def one_cycle(step: int, recipe: Recipe) -> tuple[float, float]:
     return float(lr), float(0.95 - 0.1 * share if up else 0.85 + 0.1 * share)
 
 
-def collate(clouds: list[np.ndarray], device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor, int]:
+def collate(clouds: list[np.ndarray],
+            device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor, int]:
     """The net's input: all points (N, 5), the sample (N,) int64 that each belongs to, and the number of samples."""
     sample = np.repeat(np.arange(len(clouds)), [len(cloud) for cloud in clouds])
     return torch.from_numpy(np.concatenate(clouds)).to(device), torch.from_numpy(sample).to(device), len(clouds)
 
 
-def fit(arch: Architecture, recipe: Recipe, num_samples: int, read: Read, ranks: Ranks = ALONE,
+def fit(arch: Architecture, recipe: Recipe, num_samples: int, read: Read, *, ranks: Ranks = ALONE,
         state: bytes | None = None, checkpoints: Any = NOTHING) -> tuple[Net, list[dict[str, float]]]:
     """(net ready for use, one row a step: step, lr, loss and its parts). Prints ten lines of progress to stderr.
 
@@ -99,7 +100,7 @@ def fit(arch: Architecture, recipe: Recipe, num_samples: int, read: Read, ranks:
         for step in range(len(curves), recipe.steps):
             places = draw(recipe.seed, num_samples, recipe.batch_size, step)
             shares = [places[part::recipe.num_devices] for part in ranks.parts(recipe.num_devices)]
-            losses = _gradients(net, shares, ranks, lambda share: _losses(net, arch, recipe, share, read, ranks.device))
+            losses = _gradients(net, shares, ranks, lambda share: _losses(net, arch, recipe, share, read))
             lr = _update(net, optimiser, recipe, step)
             curves.append({"step": step, "lr": lr} | losses)
             if ranks.rank == 0 and (step + 1) * 10 // recipe.steps > step * 10 // recipe.steps:
@@ -110,21 +111,21 @@ def fit(arch: Architecture, recipe: Recipe, num_samples: int, read: Read, ranks:
         def plain(number: int) -> tuple[torch.Tensor, torch.Tensor, int]:
             checkpoints.offer(recipe.steps, lambda: _state(net, optimiser, curves))
             chosen = draw(recipe.seed, num_samples, recipe.batch_size, recipe.steps + number)
-            return collate([arch.crop(read(index)[0]) for _, index in chosen], ranks.device)
+            return collate([arch.crop(read(index)[0]) for _, index in chosen], net.device)
 
         recalibrate_bn(net, map(plain, range(recipe.bn_batches)))
     return net.cpu(), curves
 
 
-def _losses(net: Net, arch: Architecture, recipe: Recipe, share: list[tuple[int, int]], read: Read,
-            device: str) -> dict[str, torch.Tensor]:
+def _losses(net: Net, arch: Architecture, recipe: Recipe, share: list[tuple[int, int]],
+            read: Read) -> dict[str, torch.Tensor]:
     """The loss of these samples and its parts, as scalars; each part before its weight."""
     clouds, batch = [], []
     for epoch, index in share:
         points, wanted = _augmented(recipe, epoch, index, read)
         clouds.append(arch.crop(points))
         batch.append(targets.make(wanted, len(arch.classes), arch.grid))
-    parts = targets.losses(*net.train()(*collate(clouds, device)), batch)
+    parts = targets.losses(*net.train()(*collate(clouds, net.device)), batch)
     weights = dict.fromkeys(parts, recipe.code_weight) | {
         "heat": 1.0, "velocity": recipe.code_weight * recipe.velocity_weight}
     return {"loss": sum(weights[part] * value for part, value in parts.items())} | parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ def perform(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: in
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    signal.siginterrupt(signal.SIGINT, True)  # polars has waits taken up again: Ctrl-C would be heard at their end
     context = multiprocessing.get_context("spawn")
     with pebble.ProcessPool(max_workers=min(workers, len(tasks)), context=context,
                             initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
