@@ -171,7 +171,8 @@ def test_a_lost_store_changes_no_byte_of_what_is_made(clone, runner):
     losses = {"ingest": ".", "curate": "cas", "split": "half", "sample": "cas", "autolabel": ".", "merge": "ac"}
     if runner == "two workers":
         losses = {"ingest": "half", "sample": "ac", "autolabel": "half", "merge": "cas", "evaluate": "."}
-    (clone / "runner.yaml").write_text(f"workers: {1 if runner == 'one worker' else 2}\ntimeout_s: {{default: 1800}}\n")
+    (clone / "runner.yaml").write_text(f"workers: {1 if runner == 'one worker' else 2}\ntimeout_s: {{default: 1800}}\n"
+                                       "checkpoint_s: 300\n")
     for stage, what in losses.items():
         lose(clone / "data/store", what)
         shutil.rmtree(clone / {"train": "models"}.get(stage, f"data/{stage}"))  # as DVC does before it runs a stage
@@ -324,7 +325,7 @@ def test_items_that_fail_hang_or_crash_are_named_and_the_others_are_kept(clone):
 
     healthy = (clone / "stages/ingest.py").read_text()
     (clone / "stages/ingest.py").write_text(healthy + FAULTS)
-    (clone / "runner.yaml").write_text("workers: 2\ntimeout_s: {default: 5}\n")
+    (clone / "runner.yaml").write_text("workers: 2\ntimeout_s: {default: 5}\ncheckpoint_s: 300\n")
     for cached, failing in ((0, 10), (6, 4)):
         text = run(clone, "python", "-m", "stages", "ingest", code=1, ROADMILL_RUNNER="runner.yaml")
         for line in ("ingest: short/drive_0001: its process died (exit code -9)\n",
