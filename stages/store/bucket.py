@@ -74,7 +74,7 @@ class DifferentBytesError(RemoteError):
     sha256  of what was given
     """
 
-    def __init__(self, sha256: str, text: str = "") -> None:
+    def __init__(self, text: str, sha256: str = "") -> None:  # in this order it travels between processes
         super().__init__(text)
         self.sha256 = sha256
 
@@ -267,7 +267,7 @@ class Bucket:
             done = obstore.put(self._sending, name, parts() if many else b"".join(parts()), use_multipart=many,
                                chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT, attributes={"sha256": sha256})
         if not self.is_stored(name, done["e_tag"], etag_of(sums, many), sha256, size):
-            raise DifferentBytesError("")
+            raise DifferentBytesError(name)
 
     def is_stored(self, name: str, etag: str, expected: str, sha256: str, size: int) -> bool:
         """Whether the server has what was sent: by the ETag of its answer, of a HEAD, or by the object itself."""
@@ -306,9 +306,9 @@ class Bucket:
             try:
                 return attempt()
             except DifferentBytesError as error:
-                trouble = DifferentBytesError(error.sha256, (
+                trouble = DifferentBytesError(
                     f"{self.where}/{name}: the bytes that arrive are not those that were sent, {number} times\n"
-                    "the object is damaged, or the way to it: see which with roadmill store fsck"))
+                    "the object is damaged, or the way to it: see which with roadmill store fsck", error.sha256)
             except (BaseError, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:  # this machine's, such as a full disk
                     raise
@@ -392,4 +392,4 @@ def _while_alike(page: Callable[[str], list[Listed]], prefix: str) -> Iterator[L
 def _compare(got: obstore.GetResult, sha256: str, num_bytes: int) -> None:
     """Raises DifferentBytesError where the bytes that came are not those that the answer announced."""
     if num_bytes != got.meta["size"] or got.attributes.get("sha256") not in (None, sha256):
-        raise DifferentBytesError(sha256)
+        raise DifferentBytesError(got.meta["path"], sha256)
