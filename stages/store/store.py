@@ -112,6 +112,13 @@ class Store:
                                    "  `dvc repro` makes what this checkout needs")
         return found
 
+    def hold(self, digest: str, folder: Path) -> Path:
+        """The same; the cache keeps the blob as long as `folder` is there, a scratch folder of this store."""
+        path = self.need(digest)
+        if self.shared is not self.local and not (folder / digest).exists():
+            os.link(path, folder / digest)
+        return path
+
     def keeps(self, digest: str, num_bytes: int) -> bool:
         """Whether the blob is where it is kept for good: of a folder, whole; of a bucket, in its size (one request)."""
         if self.shared is self.local:
@@ -278,7 +285,7 @@ class Store:
 
     def _fetched(self, digest: str) -> Path | None:
         """The blob brought from the bucket to the folder; one that is damaged there is said and removed."""
-        name = blob_name(digest)
+        name, came = blob_name(digest), []
         with self.scratch() as folder:
             path = folder / digest
             for _ in range(2):  # what the way spoilt comes right the second time
@@ -289,6 +296,11 @@ class Store:
                     self._make_room(path.stat().st_size)
                     self.local.move(path, name)
                     return self._whole(digest)
+                came.append(got)
+        if came[0] != came[1]:
+            raise RemoteError(f"{self.shared.where}/{name} came as {came[0][:12]}… and then as {came[1][:12]}…: this "
+                              "machine or its way to the bucket changes bytes; nothing was removed\n"
+                              "  `roadmill store fsck` on another machine says whether the bucket is whole")
         print(f"{self.shared.where}/{name}: damaged, its bytes are {got[:12]}…; removed, will be made again",
               file=sys.stderr)
         self.shared.delete([name])
@@ -309,8 +321,10 @@ class Store:
             for used_s, size, path in used:
                 if total <= (1 - SLACK) * self.cache_bytes or used_s > time.time() - KEEP_S:
                     break
-                path.unlink(missing_ok=True)
-                total -= size
+                now = _stat(path)
+                if now and (now.st_atime, now.st_nlink) == (used_s, 1):  # of more links, it is held
+                    path.unlink(missing_ok=True)
+                    total -= size
             self._cache["left"] = SLACK * self.cache_bytes
 
     def _pages(self, generation: str) -> Iterator[Iterator[tuple[str, bytes]]]:
