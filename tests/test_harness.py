@@ -20,7 +20,7 @@ from stages.lib.stage import Item, Summary
 from stages.store import gc
 from stages.store.folder import Folder
 from stages.store.store import MissingBlobError, Store
-from stages.tools import damage
+from stages.tools import damage, why
 from tests.memory import Memory
 
 ROOT = Path(__file__).parents[1]
@@ -231,6 +231,27 @@ def test_a_plan_writes_nothing_and_a_run_puts_the_checkouts_files_where_a_worker
     shutil.rmtree(root / "cache")
     [pack] = Harness(root).manifest_rows("sample")[0]["outputs"].values()
     assert Harness(root).store.need(pack[0]).read_bytes() == b"a table of the checkout" * 2
+
+
+def test_explain_names_only_what_differs_and_says_where_a_result_is_gone(root, monkeypatch):
+    knobs = dataclasses.make_dataclass("Knobs", [("gain", int, knob("what is written", low=1)), (
+        "sizes_m", tuple[float, ...], knob("a range"))], frozen=True)
+    for module in (INGEST, SAMPLE):
+        monkeypatch.setattr(module, "Knobs", knobs)
+    values = {stage: {"gain": 1, "sizes_m": [1.0, 2.0]} for stage in ("ingest", "sample")}
+
+    def explain(gain):
+        values["ingest"]["gain"] = gain
+        (root / "params.yaml").write_text(yaml.safe_dump({**values, "cache": {"salt": "", "code_pins": {}}}))
+        return why.explain(root, "a")
+
+    monkeypatch.setattr(why, "ITEM_STAGES", ("ingest",))
+    explain(1)
+    run(root, "ingest")
+    assert explain(1)[1:] == []
+    assert explain(2)[1:] == ["  knobs.gain   1 -> 2"]
+    shutil.rmtree(root / "data/store/ac")
+    assert explain(1)[1:] == ["  made before, but its result is gone from the store: it will be made again"]
 
 
 def test_fsck_does_again_what_is_damaged_and_is_clean_then(root, capsys):
