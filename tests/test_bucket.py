@@ -287,7 +287,7 @@ def test_addresses_that_may_hold_a_secret_are_refused_without_repeating_it(setti
 
 def test_encryption_settings_that_make_no_sense_are_refused():
     for settings in ({"sse": "rot13"}, {"sse": "AES256", "sse_kms_key": "k"}, {"sse_kms_key": "k"}):
-        with pytest.raises(ConfigError, match=r"store\.sse is .*\nset it to AES256, aws:kms"):
+        with pytest.raises(ConfigError, match=r"store\.sse is .*\n  set it to AES256 or aws:kms"):
             Bucket("s3://bucket", **settings)
 
 

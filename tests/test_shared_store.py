@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -132,6 +133,19 @@ def test_the_cache_keeps_within_its_limit_and_drops_the_least_recently_used(tmp_
     assert sum(path.stat().st_size for path in tmp_path.glob("cas/*/*")) <= 1000
     assert all(blob_name(blob.digest) in bucket.kept for blob in blobs)
     assert store.need(blobs[1].digest).read_bytes() == b"1" * 100
+
+
+def test_the_cache_leaves_room_on_a_disk_that_is_smaller_than_its_limit(tmp_path, bucket, monkeypatch):
+    store = machine(tmp_path, bucket, cache_bytes=1e12)
+    blobs = [store.put_bytes(b"%d" % number * 100) for number in range(9)]
+    long_ago = time.time() - 2 * module.KEEP_S
+    for number, blob in enumerate(blobs):
+        path = tmp_path / blob_name(blob.digest)
+        os.utime(path, (long_ago + number, path.stat().st_mtime))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    machine(tmp_path, bucket, cache_bytes=1e12).put_bytes(b"x" * 200)
+    here = [(tmp_path / blob_name(blob.digest)).exists() for blob in blobs]
+    assert here == [False, False, *[True] * 7], "900 there, 100 free: 950 may be used, 200 of them are new"
 
 
 def test_what_was_used_in_the_last_hour_stays_in_a_full_cache(tmp_path, bucket):

@@ -156,8 +156,8 @@ class RunRecord:
                 self._keep(self._stage, record)
             except RemoteError as refused:  # no reason to lose what was made; who may only read meets it each time
                 if not error:
-                    print(f"{self._stage}: done, but the store keeps no record of this run: {told(refused)}",
-                          file=sys.stderr)
+                    print(f"{self._stage}: done, but the store keeps no record of this run: "
+                          f"{told(refused).splitlines()[0]}", file=sys.stderr)
 
 
 def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max_failed_ratio: float) -> None:

@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -308,7 +309,8 @@ class Store:
         return None
 
     def _make_room(self, num_bytes: int) -> None:
-        """Removes the least recently used blobs from the cache where these bytes may bring it over its limit."""
+        """Removes the least recently used blobs from the cache where these bytes may bring it over its limit, or over
+        what the disk has for it."""
         if self.cache_bytes == float("inf"):
             return
         with self._lock:
@@ -317,15 +319,18 @@ class Store:
                 return
             used = sorted((stat.st_atime, stat.st_size, path) for path in self.local.root.glob("cas/??/*")
                           if (stat := _stat(path)))
-            total = sum(size for _, size, _ in used) + num_bytes
+            total = sum(size for _, size, _ in used)
+            self.local.root.mkdir(parents=True, exist_ok=True)
+            limit_bytes = min(self.cache_bytes, total + shutil.disk_usage(self.local.root).free)
+            total += num_bytes
             for used_s, size, path in used:
-                if total <= (1 - SLACK) * self.cache_bytes or used_s > time.time() - KEEP_S:
+                if total <= (1 - SLACK) * limit_bytes or used_s > time.time() - KEEP_S:
                     break
                 now = _stat(path)
                 if now and (now.st_atime, now.st_nlink) == (used_s, 1):  # of more links, it is held
                     path.unlink(missing_ok=True)
                     total -= size
-            self._cache["left"] = SLACK * self.cache_bytes
+            self._cache["left"] = SLACK * limit_bytes
 
     def _pages(self, generation: str) -> Iterator[Iterator[tuple[str, bytes]]]:
         for name in sorted(self.shared.names(f"pages/{generation}/")):

@@ -74,7 +74,8 @@ def fetch(root: Path, splits: Sequence[str], scenes: Sequence[str]) -> Moved:
     lost = [digest for digest, path in zip(order, found) if path is None]
     for digest in lost:
         harness.store.need(digest)
-    return Moved(len(wanted - there), len(there), sum(packs.get(digest, 0) for digest in wanted - there))
+    num_bytes = sum(harness.store.local.size(blob_name(digest)) or 0 for digest in wanted - there)
+    return Moved(len(wanted - there), len(there), num_bytes)
 
 
 def copy(root: Path, source_name: str, target_name: str, ref: str) -> Moved:
