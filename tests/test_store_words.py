@@ -34,7 +34,7 @@ def cache(root: Path) -> dict:
 
 
 def test_a_pin_stands_in_params_until_it_is_taken_back(root):
-    before = {name: (root / name).read_text().split() for name in ("params.yaml", "conf/config.yaml")}
+    before = (root / "params.yaml").read_text()
     assert f"cache.code_pins.sample={OLD}\n  `roadmill store unpin sample` takes" in store("pin", "sample", OLD)
     assert cache(root) == {"salt": "", "code_pins": {"sample": OLD}}
     store("pin", "ingest", OLD)
@@ -42,7 +42,8 @@ def test_a_pin_stands_in_params_until_it_is_taken_back(root):
     assert cache(root)["code_pins"] == {"ingest": OLD}
     assert store("unpin", "sample") == "sample is not pinned\n"
     store("unpin", "ingest")
-    assert {name: (root / name).read_text().split() for name in before} == before, "comments of conf/ kept"
+    assert (root / "params.yaml").read_text() == before
+    assert "# stage -> older code digest" in (root / "conf/config.yaml").read_text(), "comments are kept"
 
 
 @pytest.mark.parametrize("word", ["pin", "unpin"])
