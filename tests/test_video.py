@@ -99,3 +99,97 @@ def test_every_picture_has_the_stamp_of_its_own_packet(go, kind, codec, num_b):
     assert faults.pop(("reordered", "CAM_FRONT"), 0) == (NUM if num_b else 0)
     assert faults == {("unstamped", "signals"): 5}
     assert scene.facts["num_lost_pictures"] == 0
+
+
+def test_several_rates_come_from_one_decode_and_nothing_else_is_kept(go):
+    """Key frames at 2 Hz and sweeps at 10 Hz of a 30 Hz stream: a third of the pictures; each is decoded once."""
+    scene = go(sent(STREAMS["h264"][0]), camera_sweep_hz=10.0)
+    rows = scene.table("sample_data").filter(pl.col("channel") == "CAM_FRONT")
+    assert 30 <= len(scene.numbers()) <= 36
+    assert len(rows.filter("is_key_frame")) == len(scene.table("sample"))
+    assert scene.facts["num_decoded_pictures"] <= NUM
+
+
+def test_pictures_that_nothing_wanted_builds_on_are_not_decoded(go):
+    """Key frames at 2 Hz alone: up to 2 of 10 in a group of pictures is wanted, and B-frames between are not."""
+    every = go(sent(STREAMS["h264"][3])).facts["num_decoded_pictures"]
+    assert every == NUM
+
+
+@pytest.mark.parametrize(("codec", "num_b"), [("h264", 0), ("h264", 3), ("hevc", 3)])
+def test_only_what_leads_to_a_wanted_picture_is_decoded(tmp_path, codec, num_b):
+    scene = Scene(drive(tmp_path / "drive", sent(STREAMS[codec][num_b]), codec=codec), tmp_path, camera_sweep_hz=0)
+    numbers = scene.numbers()
+    assert len(numbers) == len(scene.table("sample"))
+    assert len(numbers) <= scene.facts["num_decoded_pictures"] < NUM * 2 / 3
+
+
+@pytest.mark.parametrize("options", ["", ":open-gop=1"], ids=["closed", "open"])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_decoding_begins_at_the_key_frame_before_the_scene(tmp_path, codec, options):
+    """The scene begins at picture 47, 7 after a key frame; its messages before the scene are read, and no others."""
+    packets = numbered(codec, NUM, num_b=3, options=options)
+    scene = Scene(drive(tmp_path / "drive", sent(packets), codec=codec), tmp_path,
+                  span_us=(stamp_us(47), stamp_us(90)))
+    assert scene.numbers() == list(range(47, 90))
+    assert scene.facts["num_decoded_pictures"] <= 90 - 30 + 3
+    row = scene.ingested.table("index").filter(pl.col("stamp_us") == stamp_us(47)).row(0, named=True)
+    assert FIRST_US + 37 * PERIOD_US <= row["decode_from_ns"] // 1000 - 10_000 <= FIRST_US + 40 * PERIOD_US
+
+
+def test_parameter_sets_may_come_once_or_in_a_message_of_their_own(tmp_path):
+    packets = STREAMS["h264"][0]
+    for number, (where, how) in enumerate([("first", False), ("first", True), ("each", True)]):
+        what: Sent = []
+        for at, packet in enumerate(packets):
+            units = nal.units(packet.data)
+            sets = b"".join(nal.START + unit for unit in units if unit[0] & 31 in (7, 8))
+            rest = b"".join(nal.START + unit for unit in units if unit[0] & 31 not in (7, 8))
+            own = (stamp_us(packet.number), FIRST_US + PERIOD_US * at)
+            kept = sets if where == "each" or at == 0 else b""
+            what += [(own[0] - 1, own[1] - 1, kept), (*own, rest)] if how and kept else [(*own, kept + rest)]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        scene = Scene(drive(folder / "drive", what), folder, span_us=(stamp_us(47), stamp_us(90)))
+        assert scene.numbers() == list(range(47, 90))
+        assert scene.ingested.faults() == {("unstamped", "signals"): 5}
+
+
+# what can be wrong ------------------------------------------------------------------------------------------------
+NO_KEYS = {"p-frames": sent(STREAMS["h264"][0])[1:10], "not Annex B": [
+    (at, at, b"\0\0\0\x0cnot annex b") for at in range(FIRST_US, FIRST_US + 9)]}
+
+
+@pytest.mark.parametrize("what", NO_KEYS.values(), ids=NO_KEYS)
+def test_a_stream_without_a_key_frame_is_named(go, what):
+    with pytest.raises(DataError, match=r"CAM_FRONT \(/cam, first message\): video without a key frame \(with its "
+                                        r"parameter sets\) in 9 messages, so that decoding can begin nowhere"):
+        go(what)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_pictures_before_the_first_key_frame_are_left_out(go, codec):
+    scene = go(sent(STREAMS[codec][0])[4:], codec=codec)
+    assert scene.numbers() == list(range(10, NUM))
+    assert scene.ingested.faults()["undecodable", "CAM_FRONT"] == 6
+
+
+@pytest.mark.parametrize("num_b", [0, 3])
+def test_after_a_lost_packet_nothing_is_kept_until_the_next_key_frame(go, num_b):
+    """What is left builds on a picture that is not there. Lost is the reference picture two after the fourth key."""
+    packets = STREAMS["h264"][num_b]
+    key = [number for number, packet in enumerate(packets) if packet.is_key][3]
+    lost = key + 1
+    scene = go(sent(packets[:lost] + packets[lost + 1:]))
+    gone = {packet.number for packet in packets[lost:] if packet.number < 40}
+    assert scene.numbers() == sorted(set(range(NUM)) - gone)
+    faults = scene.ingested.faults()
+    assert faults["lost_packet", "CAM_FRONT"] >= 1
+    assert faults["undecodable", "CAM_FRONT"] == len(gone) - 1
+
+
+def test_a_lost_packet_that_nothing_builds_on_costs_itself(go):
+    packets = STREAMS["h264"][3]
+    lost = next(number for number, packet in enumerate(packets) if number > 33 and not packet.data[4] & 0x60)
+    scene = go(sent(packets[:lost] + packets[lost + 1:]))
+    assert scene.numbers() == sorted(set(range(NUM)) - {packets[lost].number})

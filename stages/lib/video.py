@@ -32,6 +32,11 @@ class Decoded:
     _frame: av.VideoFrame
 
     @property
+    def is_corrupt(self) -> bool:
+        """Parts of it could not be decoded and are made up."""
+        return self._frame.is_corrupt
+
+    @property
     def size_px(self) -> tuple[int, int]:
         return self._frame.width, self._frame.height
 
@@ -46,7 +51,8 @@ class Decoder:
     def __init__(self, codec: str) -> None:
         self._context = av.CodecContext.create(codec, "r")
         self._context.thread_count = 1
-        self._context.options = {"err_detect": "explode"}  # a damaged picture is an error, never made up
+        if codec == "hevc":  # libav makes up what is missing: for H.264 it says so, for H.265 only by this error
+            self._context.options = {"err_detect": "explode"}
 
     def send(self, data: bytes, number: int) -> list[Decoded]:
         """The pictures that come out as packet `number` (Annex B, one picture) goes in. Raises DataError."""

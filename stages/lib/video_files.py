@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,28 @@ from stages.lib.cameras import Rectifier
 from stages.lib.errors import DataError
 from stages.lib.video import MSGTYPES, Decoded, Decoder
 
+MAX_INSIDE = 32  # a picture that does not come out within so many packets never will
+
 Row = Mapping[str, Any]
 """A row of INDEX."""
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A packet in the decoder. group: number of the key picture that it builds on; row: what it is wanted as."""
+
+    group: int
+    is_disposable: bool
+    row: Row | None
 
 
 class VideoPictures:
     """The wanted pictures of one topic, as its messages come by in the order received.
 
     rows    the wanted ones, of INDEX
-    counts  num_decoded_pictures, and num_lost_pictures that were wanted and did not come out
+    counts  num_decoded_pictures, and num_lost_pictures that were wanted and could not be decoded
 
-    What no wanted picture builds on is not decoded.
+    What no wanted picture builds on is not decoded. What builds on a damaged picture is not given out.
     """
 
     def __init__(self, video: Video, rows: Iterable[Row], counts: Counter[str]) -> None:
@@ -35,12 +47,13 @@ class VideoPictures:
         for number in range(len(self._rows) - 1, 0, -1):
             self._from_ns[number - 1] = min(self._from_ns[number - 1:number + 1])
         self._next = 0  # the first wanted row not yet met
-        self._pictures = nal.Pictures(video.codec, video.headers)
+        self._pictures, self._leading = nal.Pictures(video.codec, video.headers), nal.Leading()
         self._decoder = Decoder(video.codec)
-        self._sent: dict[int, Row] = {}  # number of a packet -> what it is wanted as
-        self._number = 0
-        self._is_running = self._is_sound = False
-        self._leading: nal.Leading | None = None  # of the key picture where decoding began
+        self._number = self._group = 0
+        self._is_running = False  # a key picture went in, and since then all but what nothing builds on
+        self._sent: dict[int, _Sent] = {}  # by number, not yet out
+        self._held: list[tuple[_Sent, Decoded]] = []  # out, while one that was sent earlier is not
+        self._damage: dict[int, int] = {}  # group -> its first damaged packet that others build on
 
     def push(self, bag: Bag, message: Message) -> Iterator[tuple[Row, Decoded]]:
         """The wanted pictures that come out as this message of the topic goes in."""
@@ -59,46 +72,62 @@ class VideoPictures:
 
     def rest(self) -> Iterator[tuple[Row, Decoded]]:
         """The wanted pictures still inside the decoder."""
-        yield from self._wanted(self._decoder.rest())
-        self._counts["num_lost_pictures"] += len(self._sent)
-        self._sent.clear()
-        self._is_running = self._is_sound = False
+        self._take(self._decoder.rest())
+        for number in sorted(self._sent):
+            self._lose(number)
+        yield from self._released()
+        self._is_running = False
         self._pictures = nal.Pictures(self._video.codec, self._video.headers)
 
     def _send(self, picture: nal.Picture, stamp_us: int, row: Row | None) -> Iterator[tuple[Row, Decoded]]:
+        leads = self._leading.take(picture, stamp_us)
         data = picture.data
-        if picture.is_key and not self._is_running:
-            data = self._video.headers + data
-            self._is_running = True
-        if picture.is_key and not self._is_sound:
-            self._leading = nal.Leading()
-            self._is_sound = True
-        if self._leading is not None:
-            leads = self._leading.take(picture, stamp_us)
-            if leads:
-                return
-            if not picture.is_key:
-                self._leading = None
-        if not self._is_sound or (row is None and picture.is_disposable):
+        if picture.is_key:
+            self._group += 1
+            if not self._is_running:
+                self._is_running, data = True, self._video.headers + data
+                self._damage[self._group - 1] = -1  # what leads this one builds on nothing that was sent
+        group = self._group - leads
+        if not self._is_running or group in self._damage or (row is None and picture.is_disposable):
             self._counts["num_lost_pictures"] += row is not None
             return
         self._number += 1
-        if row is not None:
-            self._sent[self._number] = row
+        self._sent[self._number] = _Sent(group, picture.is_disposable, row)
         try:
-            decoded = self._decoder.send(data, self._number)
+            self._take(self._decoder.send(data, self._number))
         except DataError:
-            self._counts["num_lost_pictures"] += self._sent.pop(self._number, None) is not None
-            self._is_sound &= picture.is_disposable
-        else:
-            yield from self._wanted(decoded)
+            self._lose(self._number)
+        for number in [number for number in self._sent if number < self._number - MAX_INSIDE]:
+            self._lose(number)
+        yield from self._released()
 
-    def _wanted(self, decoded: list[Decoded]) -> Iterator[tuple[Row, Decoded]]:
-        self._counts["num_decoded_pictures"] += len(decoded)
+    def _take(self, decoded: Iterable[Decoded]) -> None:
         for picture in decoded:
-            row = self._sent.pop(picture.number, None)
-            if row is not None:
-                yield row, picture
+            if picture.number in self._sent:
+                self._counts["num_decoded_pictures"] += 1
+                if picture.is_corrupt:
+                    self._lose(picture.number)
+                else:
+                    self._held.append((self._sent.pop(picture.number), picture))
+
+    def _lose(self, number: int) -> None:
+        sent = self._sent.pop(number)
+        self._counts["num_lost_pictures"] += sent.row is not None
+        if not sent.is_disposable:
+            self._damage[sent.group] = min(number, self._damage.get(sent.group, number))
+
+    def _released(self) -> Iterator[tuple[Row, Decoded]]:
+        """What is sure to build on whole pictures: all that was sent before it has come out."""
+        first = min(self._sent, default=self._number + 1)
+        held, self._held = self._held, []
+        for sent, picture in held:
+            if picture.number > first:
+                self._held.append((sent, picture))
+            elif sent.row is not None:
+                if picture.number > self._damage.get(sent.group, picture.number):
+                    self._counts["num_lost_pictures"] += 1
+                else:
+                    yield sent.row, picture
 
 
 class VideoFiles:

@@ -59,9 +59,7 @@ class VideoLog:
         Raises DataError for a stream without a key frame, and where pictures are reordered (B-frames) and stamps are
         not: whose they are is then not known.
         """
-        if self._headers is None:
-            raise DataError(f"video without a key frame (with its parameter sets) in {len(self._from_ns)} messages, so "
-                            "that decoding can begin nowhere: set the encoder to send one every second")
+        self._check_key()
         shown = self._probed()
         self._reorders = bool(np.any(np.diff(shown) < 0))
         if self._reorders and np.all(np.diff([stamp_us for _, stamp_us in self._probe]) > 0):
@@ -71,6 +69,7 @@ class VideoLog:
 
     def first_picture(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB. Raises DataError."""
+        self._check_key()
         return video.first_picture(self._codec, (data for data, _ in self._probe))
 
     def display_order(self, stamps_us: np.ndarray) -> np.ndarray:
@@ -85,6 +84,11 @@ class VideoLog:
             if len(heap) > MAX_REORDER:
                 shown.append(heapq.heappop(heap)[1])
         return np.array(shown + [number for _, number in sorted(heap)], np.int64)
+
+    def _check_key(self) -> None:
+        if self._headers is None:
+            raise DataError(f"video without a key frame (with its parameter sets) in {len(self._from_ns)} messages, so "
+                            "that decoding can begin nowhere: set the encoder to send one every second")
 
     def _begin(self, picture: nal.Picture, begin_ns: int, stamp_us: int) -> int | None:
         """Where decoding must begin for this picture; None where it can't be had."""
