@@ -26,6 +26,7 @@ PERIOD_US = 33_333
 FIRST_US = T0_US + 300_000
 NUM = 96
 RIG = with_rig(channels__CAM_FRONT__rate_hz=30.0, channels__CAM_FRONT__max_gap_us=350_000)
+NOT_REQUIRED = with_rig(channels__CAM_FRONT__rate_hz=30.0, channels__CAM_FRONT__required=False)
 STREAMS = {codec: {num_b: numbered(codec, NUM, num_b=num_b) for num_b in (0, 3)} for codec in ("h264", "hevc")}
 
 Sent = list[tuple[int, int, bytes]]
@@ -193,3 +194,132 @@ def test_a_lost_packet_that_nothing_builds_on_costs_itself(go):
     lost = next(number for number, packet in enumerate(packets) if number > 33 and not packet.data[4] & 0x60)
     scene = go(sent(packets[:lost] + packets[lost + 1:]))
     assert scene.numbers() == sorted(set(range(NUM)) - {packets[lost].number})
+
+
+def cut_off(codec: str, damaged: Iterable[int]) -> Sent:
+    """Half of these pictures is gone, in H.265 all: their headers are sound, so only decoding shows it."""
+    what = sent(STREAMS[codec][0])
+    for number in damaged:
+        own_us, at_us, data = what[number]
+        what[number] = own_us, at_us, data[:len(data) // 2]
+    return what if codec == "h264" else [one for number, one in enumerate(what) if number not in damaged]
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_what_builds_on_a_damaged_packet_is_lost_and_counted_and_the_rest_is_right(go, codec):
+    """33 is damaged, 40 is the next key frame."""
+    scene = go(cut_off(codec, [33]), codec=codec, rig=NOT_REQUIRED)
+    assert scene.numbers() == [number for number in range(NUM) if not 33 <= number < 40]
+    assert scene.facts["num_lost_pictures"] == (7 if codec == "h264" else 6)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_a_key_frame_that_needs_a_lost_picture_is_an_error_of_that_scene(go, codec):
+    what = cut_off(codec, range(1, NUM, 10))
+    with pytest.raises(DataError, match=r"drive: /cam at \d+ us: its video is damaged there, and a key frame needs "
+                                        r"CAM_FRONT\n  say `required: false` of it in the rig, or go on without such "
+                                        r"scenes: sample.max_failed_ratio"):
+        go(what, codec=codec)
+
+
+def test_pictures_of_another_size_are_left_out(go):
+    packets = STREAMS["h264"][0]
+    other = numbered("h264", NUM, size_px=(176, 112))
+    scene = go(sent([*packets[:30], *other[30:50], *packets[50:]]))
+    assert scene.numbers() == [number for number in range(NUM) if not 30 <= number < 50]
+    assert scene.ingested.faults()["resized", "CAM_FRONT"] == 20
+
+
+def test_a_first_picture_of_another_size_than_its_camera_info_is_an_error(go):
+    with pytest.raises(DataError, match="its images are 176x112, its CameraInfo is for 160x96"):
+        go(sent(numbered("h264", 12, size_px=(176, 112))))
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_the_second_picture_of_one_message_has_no_stamp_and_is_left_out(go, codec):
+    what = sent(STREAMS[codec][0])
+    own_us, at_us, data = what[20]
+    what[20:22] = [(own_us, at_us, data + what[21][2])]
+    scene = go(what, codec=codec)
+    assert scene.numbers() == [number for number in range(NUM) if number != 21]
+    assert scene.ingested.faults()["extra_picture", "CAM_FRONT"] == 1
+
+
+def test_a_message_without_a_picture_is_broken_and_named(go):
+    what = sent(STREAMS["h264"][0])
+    what[25] = *what[25][:2], b"\0" * 40
+    scene = go(what)
+    assert scene.numbers() == [number for number in range(NUM) if not 25 <= number < 30]
+    assert scene.ingested.faults()["broken_packet", "CAM_FRONT"] == 1
+
+
+def test_reordered_pictures_with_stamps_in_the_order_of_packets_are_refused(go):
+    what = [(stamp_us(turn), at_us, data) for turn, (_, at_us, data) in enumerate(sent(STREAMS["h264"][3]))]
+    with pytest.raises(DataError, match=r"its pictures are reordered \(B-frames\), but its stamps increase from packet "
+                                        r"to packet: which picture a stamp belongs to is not known"):
+        go(what)
+
+
+def test_video_of_another_codec_is_named(go):
+    with pytest.raises(DataError, match=r"video of the codec 'av1', known are h264 and h265 \(hevc\)"):
+        go(sent(STREAMS["h264"][0]), codec="av1")
+
+
+def test_stamps_out_of_order_are_left_out_where_nothing_is_reordered(go):
+    what = sent(STREAMS["h264"][0])
+    what[44] = stamp_us(20) + 5, *what[44][1:]
+    scene = go(what)
+    assert scene.numbers() == [number for number in range(NUM) if number != 44]
+    assert scene.ingested.faults()["backward", "CAM_FRONT"] == 1
+
+
+# what comes out ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("matrix", "is_full"), [(0, None), (6, False), (6, True), (1, False), (1, True)])
+def test_colours_are_those_of_the_matrix_and_range_that_the_stream_states(go, matrix, is_full):
+    """Eight patches of known colours; a wrong matrix is off by 20 levels and more, a wrong range by 16."""
+    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200), (200, 30, 200),
+               (16, 16, 16), (240, 240, 240)]
+    pixels = np.array(colours, np.uint8).reshape(2, 4, 3).repeat(48, 0).repeat(40, 1)
+    what = sent(tinyvideo.encode("h264", [pixels] * 30, matrix=matrix, is_full=is_full))
+    scene = go(what)
+    for seen in scene.images().values():
+        middles = seen[24::48, 20::40].reshape(8, 3).astype(int)
+        assert np.abs(middles - colours).max() <= 5
+
+
+def test_a_drive_with_video_equals_the_same_drive_with_jpegs_but_for_the_codec(tmp_path):
+    """Poses, tokens, stamps, names and intrinsics are the same; pixels differ by what the codec lost."""
+    both = []
+    for name in ("jpeg", "video"):
+        topics = stream()
+        topics["/cam_info"] = [(FIRST_US, tinyvideo.camera_info(FIRST_US, D=(-0.2, 0.05, 0.0, 0.0, 0.0)))]
+        topics["/cam"] = [(stamp_us(packet.number), tinyvideo.message("video", "hevc", packet.data,
+                                                                       stamp_us(packet.number)))
+                          for packet in STREAMS["hevc"][0]]
+        if name == "jpeg":
+            topics["/cam"] = [(stamp_us(number), tinyvideo.jpeg(number, stamp_us(number))) for number in range(NUM)]
+        folder = tmp_path / name
+        folder.mkdir()
+        both.append(Scene(record(folder / "drive", topics), folder, camera_sweep_hz=10.0, image_width_px=80))
+    for table in ("sample", "sample_data", "ego_pose", "calibrated_sensor", "trajectory", "signals"):
+        first, second = (scene.table(table).drop("bytes", "offset", "pack_digest", strict=False) for scene in both)
+        assert first.equals(second), table
+    for (at_us, still), (same_us, shown) in zip(*(sorted(scene.images().items()) for scene in both)):
+        assert at_us == same_us
+        assert np.abs(still.astype(int) - shown).mean() < 4
+
+
+def test_the_same_video_gives_the_same_bytes(tmp_path):
+    recording = drive(tmp_path / "drive", sent(STREAMS["h264"][3]))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = (Scene(recording, tmp_path / name) for name in ("one", "two"))
+    assert one.facts == two.facts
+    for path in [*one.out.iterdir(), *one.ingested.out.iterdir()]:
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path.name
+
+
+def test_ingest_shows_pictures_of_the_video(go):
+    scene = go(sent(STREAMS["hevc"][3]), codec="hevc")
+    assert "unreadable_picture" not in {fault for fault, _ in scene.ingested.faults()}
+    assert images.decode((scene.ingested.out / "preview.jpg").read_bytes()).std() > 20

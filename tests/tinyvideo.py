@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 from rosbags.typesys import get_types_from_msg
 
@@ -125,3 +126,9 @@ def camera_info(stamp_us: int, size_px: tuple[int, int] = SIZE_PX, D: tuple[floa
     info.k = np.array([80, 0, size_px[0] / 2 - 0.5, 0, 80, size_px[1] / 2 - 0.5, 0, 0, 1], float)
     info.d = np.array(D, float)
     return info
+
+
+def jpeg(number: int, stamp_us: int) -> Any:
+    """A CompressedImage of the picture."""
+    content = cv2.imencode(".jpg", picture(number)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel()
+    return tinybags.TYPES["CompressedImage"](header=tinybags.header(stamp_us, "cam"), format="jpeg", data=content)
