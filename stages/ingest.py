@@ -28,7 +28,7 @@ from stages.lib import (
     video_files,
 )
 from stages.lib import rig as rigs
-from stages.lib.bag import Bag, open_bag
+from stages.lib.bag import Bag
 from stages.lib.drivelog import DriveLog
 from stages.lib.errors import ConfigError, DataError
 from stages.lib.faults import FAULTS, POLICIES, Faults
@@ -36,6 +36,7 @@ from stages.lib.knobs import knob, near_miss
 from stages.lib.rig import Channel, Rig
 from stages.lib.sheet import contact_sheet
 from stages.lib.stage import Facts, Item, Out, Result, Summary, Upstream
+from stages.lib.videodrive import open_drive
 
 INPUTS = ("recordings",)
 NUM_PICTURES, NUM_SHOWN, NUM_NOTES = 4, 24, 8
@@ -73,7 +74,7 @@ def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path) -> Facts:
     """
     drive, rig_name, token = (item.params[key] for key in ("drive_name", "rig_name", "drive_token"))
     rig, faults = rigs.load(item.params["rig"], rig_name), Faults()
-    with open_bag(inputs["recording"], drive) as bag:
+    with open_drive(inputs["recording"], drive) as bag:
         channels = sensors.present(bag, rig, rig_name, faults)
         log = drivelog.read(bag, {channel.topic for channel in channels.values()},
                             {channel.info_topic for channel in channels.values() if channel.info_topic}, _readers(rig))

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from stages.lib import calibration, fragment, keyframes, preview, report, tables
-from stages.lib.bag import Bag, Message, ns_to_us, open_bag
+from stages.lib.bag import Bag, Message, ns_to_us
 from stages.lib.calibration import Sensor
 from stages.lib.cameras import Rectifier
 from stages.lib.errors import ConfigError, DataError
@@ -26,6 +26,7 @@ from stages.lib.poses import Poses
 from stages.lib.sensor_files import TURN_SLACK, CameraFiles, LidarFiles
 from stages.lib.stage import Facts, Item, Out, Result, Summary, Upstream
 from stages.lib.video_files import VideoFiles
+from stages.lib.videodrive import open_drive
 
 INPUTS = ("ingest", "split")
 NEAR_US = 1_000_000  # silences of the trajectory so far from a scene may touch its frames
@@ -280,7 +281,7 @@ def _write_pack(scene: Scene, files: Mapping[str, Files], chosen: Selection, rec
     sensors, drive, frames = scene.sensors, scene.drive_name, chosen.frames
     left = {(sensors[row["channel"]].topic, row["receive_ns"], row["seq"]): row for row in frames.iter_rows(named=True)}
     stored = []
-    with open_bag(recording, drive) as bag, PackWriter(path) as writer:
+    with open_drive(recording, drive) as bag, PackWriter(path) as writer:
         channels = {sensors[channel].topic: channel for channel in frames["channel"].unique().sort()}
         for topic, channel in channels.items():
             msgtypes = files[channel].msgtypes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from stages import sample
 from stages.lib import images, knobs, nal, pack, tables
 from stages.lib.errors import DataError
 from stages.lib.stage import Item
-from tests import tinydrive, tinyvideo
+from tests import tinyvideo
 from tests.tinybags import T0_US
 from tests.tinydrive import Ingested, record, stream, with_rig
 from tests.tinyvideo import Packet, number_of, numbered

@@ -5,14 +5,17 @@ Messages are those of the three kinds that bring video, around the packets of li
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
 import cv2
 import numpy as np
+import yaml
 from rosbags.typesys import get_types_from_msg
 
 from tests import tinybags
@@ -61,7 +64,7 @@ def number_of(pixels: np.ndarray) -> int:
     return sum(int(level > 128) << bit for bit, level in enumerate(levels))
 
 
-def encode(codec: str, pictures: Iterable[np.ndarray], gop: int = 10, num_b: int = 0, options: str = "",
+def encode(codec: str, pictures: Iterable[np.ndarray], *, gop: int = 10, num_b: int = 0, options: str = "",
            matrix: int = 0, is_full: bool | None = None) -> list[Packet]:
     """Packets of pictures with a key frame every `gop`, Annex B.
 
@@ -132,3 +135,37 @@ def jpeg(number: int, stamp_us: int) -> Any:
     """A CompressedImage of the picture."""
     content = cv2.imencode(".jpg", picture(number)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel()
     return tinybags.TYPES["CompressedImage"](header=tinybags.header(stamp_us, "cam"), format="jpeg", data=content)
+
+
+def write_file(path: Path, codec: str, packets: Sequence[Packet], audio_first: bool = False) -> Path:
+    """A video file of the packets at 30 Hz: a container by its suffix, or the raw stream."""
+    if path.suffix not in (".mp4", ".mkv"):
+        path.write_bytes(b"".join(packet.data for packet in packets))
+        return path
+    raw = io.BytesIO(b"".join(packet.data for packet in packets))
+    with av.open(str(path), "w") as file, av.open(raw, format=codec) as template:
+        if audio_first:
+            sound = file.add_stream("aac", rate=48_000)
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            silence.sample_rate, silence.pts = 48_000, 0
+        stream = file.add_stream_from_template(template.streams.video[0])
+        if audio_first:
+            file.mux(sound.encode(silence))
+        for turn, packet in enumerate(packets):
+            made = av.Packet(packet.data)
+            made.stream, made.time_base = stream, Fraction(1, 30)
+            made.pts, made.dts, made.is_keyframe = packet.number + 4, turn, packet.is_key
+            file.mux(made)
+        if audio_first:
+            file.mux(sound.encode(None))
+    return path
+
+
+def write_camera_info(path: Path, size_px: tuple[int, int] = SIZE_PX, D: tuple[float, ...] = (0.0,) * 5) -> Path:
+    """A calibration as ROS' camera_calibration writes it."""
+    info = camera_info(0, size_px, D)
+    path.write_text(yaml.safe_dump({
+        "camera_name": "cam", "image_width": size_px[0], "image_height": size_px[1], "distortion_model": "plumb_bob",
+        "camera_matrix": {"rows": 3, "cols": 3, "data": info.k.tolist()},
+        "distortion_coefficients": {"rows": 1, "cols": 5, "data": list(D)}}))
+    return path

@@ -18,7 +18,7 @@ from stages.lib.frames import Frames
 from stages.lib.knobs import near_miss
 from stages.lib.rig import Channel, Rig
 
-MSGTYPES = {"camera": ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image", *video.MSGTYPES),
+MSGTYPES = {"camera": ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image", *video.CAMERA_MSGTYPES),
             "lidar": ("sensor_msgs/msg/PointCloud2",)}
 CAMERA_INFO = ("sensor_msgs/msg/CameraInfo",)
 SAME_MODEL = {"fisheye": "equidistant", "": "plumb_bob"}  # what some drivers say instead

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from stages.lib import images, nal
-from stages.lib.bag import Bag, Message, ns_to_us
+from stages.lib.bag import Bag, Message
 from stages.lib.calibration import Video
 from stages.lib.cameras import Rectifier
 from stages.lib.errors import DataError
-from stages.lib.video import MSGTYPES, Decoded, Decoder
+from stages.lib.video import CAMERA_MSGTYPES, Decoded, Decoder
 
 MAX_INSIDE = 32  # a picture that does not come out within so many packets never will
 
@@ -65,9 +65,9 @@ class VideoPictures:
                 yield from self.rest()
             return
         row = self._rows[self._next] if _place(self._rows[self._next]) == place else None
-        stamp_us = bag.sensor_us(message) or ns_to_us(message.receive_ns)
+        shown_us = bag.shown_us(message)
         for picture in self._pictures.push(bag.decode(message).data.tobytes()):
-            yield from self._send(picture, stamp_us, row)
+            yield from self._send(picture, shown_us, row)
             row = None  # a second picture of one message has no stamp
 
     def rest(self) -> Iterator[tuple[Row, Decoded]]:
@@ -79,8 +79,8 @@ class VideoPictures:
         self._is_running = False
         self._pictures = nal.Pictures(self._video.codec, self._video.headers)
 
-    def _send(self, picture: nal.Picture, stamp_us: int, row: Row | None) -> Iterator[tuple[Row, Decoded]]:
-        leads = self._leading.take(picture, stamp_us)
+    def _send(self, picture: nal.Picture, shown_us: int, row: Row | None) -> Iterator[tuple[Row, Decoded]]:
+        leads = self._leading.take(picture, shown_us)
         data = picture.data
         if picture.is_key:
             self._group += 1
@@ -133,7 +133,7 @@ class VideoPictures:
 class VideoFiles:
     """JPEG files of a camera whose topic is video."""
 
-    msgtypes = ("sensor_msgs/msg/CompressedImage", *MSGTYPES)
+    msgtypes = ("sensor_msgs/msg/CompressedImage", *CAMERA_MSGTYPES)
 
     def __init__(self, video: Video, rectifier: Rectifier, jpeg_quality: int, rows: Iterable[Row],
                  counts: Counter[str]) -> None:
