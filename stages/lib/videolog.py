@@ -94,11 +94,16 @@ class VideoLog:
         """Where decoding must begin for this picture; None where it can't be had."""
         if picture.is_key and picture.is_whole and self._is_start(picture):
             self._before_ns, self._key_ns = self._key_ns, begin_ns
-        elif not (picture.is_whole and picture.follows):
-            self.faults["lost_packet" if picture.is_whole else "broken_packet"] += 1
-            if picture.is_whole or not picture.is_disposable:
-                self._key_ns = None
         leads = self._leading.take(picture, stamp_us)
+        if not picture.is_whole:
+            self.faults["broken_packet"] += 1
+        elif not picture.follows and (self._before_ns if leads else self._key_ns) is not None:
+            self.faults["lost_packet"] += 1
+        if not (picture.follows and (picture.is_whole or picture.is_disposable)):
+            if leads:
+                self._before_ns = None
+            else:
+                self._key_ns = None
         from_ns = self._before_ns if leads else self._key_ns
         if from_ns is None or not picture.is_whole:
             self.faults["undecodable"] += 1
