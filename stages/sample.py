@@ -178,7 +178,8 @@ def collect(cfg: Knobs, results: list[Result], out: Out) -> Summary:
                        pictures=tuple((result.name, result.path("preview.jpg").read_bytes()) for result in shown))])
     without_time = totals["num_clouds_without_time"]
     notes = (f"{without_time} lidar frames do not say when a point was measured: their motion within a turn stays",)
-    dropped = {"key frames": totals["num_lost_key_frames"], "frames without a pose": totals["num_no_pose"]}
+    dropped = {"key frames": totals["num_lost_key_frames"], "frames without a pose": totals["num_no_pose"],
+               "pictures of damaged video": totals["num_lost_pictures"]}
     return Summary(len(scenes), totals["num_samples"], "samples", unit_in="scenes",
                    dropped={what: count for what, count in dropped.items() if count},
                    notes=notes if without_time and cfg.motion_compensate else ())

@@ -66,7 +66,7 @@ def test_a_scene_in_the_middle_of_a_file_is_decoded_from_the_key_frame_before_it
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
 def test_open_groups_of_pictures_in_a_file_are_whole_too(tmp_path, codec):
     recording = folder(tmp_path / "drive", ".mp4", codec, 3)
-    tinyvideo.write_file(recording / "front.mp4", codec, numbered(codec, NUM, num_b=3, options=":open-gop=1"))
+    tinyvideo.write_file(recording / "front.mp4", codec, numbered(codec, NUM, num_b=4, options=":open-gop=1:b-adapt=0"))
     scene = Scene(recording, tmp_path, rig("front.mp4"), span_us=(stamp_us(47), stamp_us(90)))
     assert scene.numbers() == list(range(47, 90))
 

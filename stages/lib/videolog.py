@@ -87,8 +87,10 @@ class VideoLog:
 
     def _check_key(self) -> None:
         if self._headers is None:
-            raise DataError(f"video without a key frame (with its parameter sets) in {len(self._from_ns)} messages, so "
-                            "that decoding can begin nowhere: set the encoder to send one every second")
+            broken = self.faults["broken_packet"]
+            shape = f", {broken} of them not Annex B" if broken else ""
+            raise DataError(f"video without a key frame (with its parameter sets) in {len(self._from_ns)} messages"
+                            f"{shape}: decoding can begin nowhere; set the encoder to send one every second")
 
     def _begin(self, picture: nal.Picture, begin_ns: int, stamp_us: int) -> int | None:
         """Where decoding must begin for this picture; None where it can't be had."""
