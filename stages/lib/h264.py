@@ -91,7 +91,7 @@ def _h264_sps(unit: bytes) -> tuple[int, tuple]:
             for index in range(8 if chroma != 3 else 12):
                 if bits.u(1):
                     _skip_scaling_list(bits, 16 if index < 6 else 64)
-    num_bits, order = bits.ue() + 4, bits.ue()
+    num_bits, order = min(bits.ue(), 12) + 4, bits.ue()
     if order == 0:
         bits.ue()
     elif order == 1:

@@ -129,7 +129,7 @@ def _sps(bits: Bits) -> tuple[int, _Sps]:
         width -= (2 if chroma in (1, 2) else 1) * (bits.ue() + bits.ue())
         height -= (2 if chroma == 1 else 1) * (bits.ue() + bits.ue())
     bits.ue(), bits.ue()
-    poc_bits = bits.ue() + 4
+    poc_bits = min(bits.ue(), 12) + 4
     for _ in range(3 * (extra + 1 if bits.u(1) else 1) + 6):
         bits.ue()
     if bits.u(1) and bits.u(1):
@@ -148,7 +148,7 @@ def _references(bits: Bits, sets: list[References] | tuple[References, ...], ind
                 ) -> References:
     """A short-term reference picture set, nearest ones first, past ones before those to come; 7.3.7, 7.4.8."""
     if index and bits.u(1):
-        base = sets[index - 1 - bits.ue() if is_last else index - 1]
+        base = sets[max(index - 1 - bits.ue(), 0) if is_last else index - 1]
         step = (1 - 2 * bits.u(1)) * (bits.ue() + 1)
         found = {}
         for before in [*base, 0]:
