@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.harness import STAGES, Harness
-from stages.lib.errors import RoadmillError
+from stages.lib.secrets import redacted
 from stages.runners.local import die_with_parent
 from stages.runners.run import exit_code, told
 
@@ -18,12 +18,11 @@ def guarded(work: Callable[[], None]) -> int:
     """The exit code of `work`: our errors become one to three lines, others keep their traceback."""
     try:
         work()
-    except (RoadmillError, OSError) as error:
-        if not told(error):
-            raise
-        if os.environ.get("ROADMILL_TRACEBACK") == "1":
-            traceback.print_exc()
-        print(told(error), file=sys.stderr)
+    except Exception as error:
+        if not told(error) or os.environ.get("ROADMILL_TRACEBACK") == "1":
+            print(redacted(traceback.format_exc()), file=sys.stderr)
+        if told(error):
+            print(told(error), file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
         print("stopped; what was done is kept, the same command goes on from there", file=sys.stderr)

@@ -50,7 +50,7 @@ def run(cfg: Knobs, inputs: Mapping[str, Upstream], out: Out) -> Summary:
                           "no scene is that long; lower curate.min_scene_s")
     folder = inputs["ingest"].folder
     drives, channels, gaps = (tables.read(folder / f"{name}.parquet") for name in ("drives", "channels", "gaps"))
-    candidates = features(cut(drives, cfg.scene_s), drives, channels, gaps, pl.scan_parquet(folder / "motion.parquet"))
+    candidates = features(cut(drives, cfg.scene_s), drives, channels, gaps, tables.scan(folder / "motion.parquet"))
     rules = {name: condition for name, condition in sorted(cfg.rules.items()) if condition is not None}
     judged, counts = judge(candidates, rules, cfg.min_scene_s, out.data / "candidates.parquet")
     kept, dropped = judged.filter(pl.col("rule").is_null()).drop("rule"), judged.filter(pl.col("rule").is_not_null())
@@ -100,9 +100,11 @@ def judge(candidates: pl.DataFrame, rules: Mapping[str, str], min_scene_s: float
     rows = [(TOO_SHORT, f"duration_s >= {min_scene_s:g}", int(short.sum()), int(short.sum()), 0)]
     tables.write(candidates.filter(~short), scratch)
     try:
-        with duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": "false"}) as database:
+        with duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": "false",
+                                    "temp_directory": ""}) as database:
             database.execute("CREATE TABLE candidates AS SELECT * FROM read_parquet(?)", [str(scratch)])
-            for setting in ("TimeZone = 'UTC'", "enable_external_access = false", "lock_configuration = true"):
+            for setting in ("TimeZone = 'UTC'", "enable_external_access = false",
+                            "python_enable_replacements = false", "lock_configuration = true"):
                 database.execute(f"SET {setting}")
             for name, condition in rules.items():
                 failed = _failed(database, name, condition)

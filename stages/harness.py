@@ -20,16 +20,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stages.lib import knobs, recordings, site, sources
-from stages.lib.digests import canonical
+from stages.lib import knobs, recordings, site
+from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
 from stages.lib.knobs import knob
+from stages.lib.secrets import redacted
 from stages.lib.stage import Blob, Item, Out, Result, Summary, Upstream
 from stages.runners import local
 from stages.runners.run import Lock, Progress, RunRecord, judge
-from stages.store import code
+from stages.store import code, gc
 from stages.store.action import Action
-from stages.store.local import LocalStore
+from stages.store.places import open_store
+from stages.store.ranged import RangedPath
+from stages.store.sources import Hashes, Source, locate, open_source
 
 STAGES = ("ingest", "curate", "split", "sample", "autolabel", "merge", "train", "evaluate")
 ITEM_STAGES = ("ingest", "sample", "autolabel", "train", "evaluate")
@@ -60,7 +63,7 @@ class Harness:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.site = site.load(root)
-        self.store = LocalStore(self.site.store, rebuild=self.rebuild)
+        self.store = open_store(self.site.store, self.site.root, self.rebuild)
         self._plans: dict[str, dict[str, Planned]] = {}
         self._fresh: dict[str, list[dict[str, Any]]] = {}
 
@@ -108,7 +111,7 @@ class Harness:
             return []
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             folder = DATA_FOLDERS[stage]
             raise ConfigError(f"{path} is damaged: {error}\n"
                               f"  `dvc checkout {folder}` restores it, `dvc repro` makes it again") from None
@@ -138,8 +141,8 @@ class Harness:
             planned[item.name] = Planned(stage, dataclasses.replace(item, inputs=inputs), action)
         return planned
 
-    def perform(self, planned: Planned) -> dict[str, Any]:
-        """Runs one item and commits it: the result document, as every reader gets it."""
+    def perform(self, planned: Planned) -> str:
+        """Runs one item and commits it; the result's digest."""
         with self.store.scratch() as folder:
             inputs = self._open(planned.item.inputs)
             facts = module_of(planned.stage).run(self.knobs(planned.stage), planned.item, inputs, folder)
@@ -147,15 +150,16 @@ class Harness:
                        for path in sorted(folder.rglob("*")) if path.is_file()}
         if not outputs:
             raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
-        self.store.commit(planned.action, planned.item.name, facts, outputs)
-        return self.store.lookup(planned.action)
+        return self.store.commit(planned.action, planned.item.name, facts, outputs)
 
-    def _open(self, inputs: Mapping[str, str]) -> dict[str, Path]:
-        """role -> local path of the recording or blob that is wanted there."""
-        lost = [digest for digest in inputs.values() if digest not in self._recordings and not self.store.has(digest)]
+    def _open(self, inputs: Mapping[str, str]) -> dict[str, Path | RangedPath]:
+        """role -> path of the blob or recording that is wanted there; of a recording in a bucket: what reads like one.
+        """
+        blobs = sorted({digest for digest in inputs.values() if digest not in self._recordings})
+        lost = [digest for digest, path in zip(blobs, self.store.find_all(blobs)) if path is None]
         for digest in sorted(lost, key=lambda digest: len(self._makers.get(digest, ()))):
             self.store.need(digest)  # first what one item alone makes: it may bring back what others made too
-        return {role: sources.locate(self._recordings[digest], self.site.sources.values(), self._hashes)
+        return {role: locate(self._recordings[digest], self.sources)
                 if digest in self._recordings else self.store.need(digest) for role, digest in inputs.items()}
 
     def rebuild(self, digest: str) -> bool:
@@ -178,7 +182,7 @@ class Harness:
     def _make_again(self, planned: Planned, digest: str) -> None:
         stage, name = planned.stage, planned.item.name
         self.perform(planned)
-        if not self.store.has(digest):
+        if self.store.find(digest) is None:
             self.store.forget_lost(planned.action)
             made = self.store.lookup(planned.action)["outputs"]
             got = ", ".join(f"{file} {other[:12]}…" for file, (other, _) in made.items())
@@ -193,8 +197,10 @@ class Harness:
         return {one.digest: one for one in recordings.read(folder)} if folder.is_dir() else {}
 
     @functools.cached_property
-    def _hashes(self) -> sources.Hashes:
-        return sources.Hashes(self.site.root)
+    def sources(self) -> list[Source]:
+        """Where recordings are looked for."""
+        hashes = Hashes(self.site.root)
+        return [open_source(where, self.site, hashes) for where in self.site.sources.values()]
 
     @functools.cached_property
     def _makers(self) -> dict[str, list[tuple[str, str]]]:
@@ -211,7 +217,7 @@ class Harness:
         """Brings data/<stage> and results/<stage> up to date. Raises RoadmillError where that fails."""
         module, cfg = module_of(stage), self.knobs(stage)
         with Lock(self.root / ".roadmill" / f"{stage}.lock", stage), \
-                RunRecord(self.root, self.site.store, stage) as record:
+                RunRecord(self.root, stage, self._keep_run) as record:
             self.store.remove_leftovers()
             out = self._parts(stage)
             started = time.monotonic()
@@ -226,21 +232,21 @@ class Harness:
             record.counts |= {"num_in": summary.num_in, "num_out": summary.num_out}
             print(self._line(stage, summary, record.counts, time.monotonic() - started), flush=True)
 
+    def _keep_run(self, stage: str, record: Mapping[str, Any]) -> None:
+        self.store.keep_run(stage, record)
+        self.store.keep_clone(self.site.root)
+
     def _run_items(self, stage: str, cfg: Any, out: Out, record: RunRecord) -> list[Result]:
-        plan = list(self.plan(stage).values())
-        done = self.store.done(plan[0].action.generation) if plan else {}
-        rows: dict[str, dict[str, Any]] = {}
-        misses = []
-        for one in plan:
-            known = done.get(one.action.key)
-            document = (self.store.result(known) or self.store.lookup(one.action)) if known else None
-            if document is None:
-                misses.append(one)
-            else:
-                rows[one.item.name] = document
-        record.counts |= {"items": len(plan), "cached": len(rows), "ran": len(misses)}
+        plan = self.plan(stage)
+        generation = next(iter(plan.values())).action.generation if plan else ""
+        done = self.store.done(generation) if plan else {}
+        if done:
+            gc.rescue(self.store.shared, generation, {one.action.key for one in plan.values()})
+        documents = self._documents(plan, done)
+        misses = [one for name, one in plan.items() if name not in documents]
+        record.counts |= {"items": len(plan), "cached": len(documents), "ran": len(misses)}
         failures = {}
-        with Progress(stage, len(plan), len(rows)) as progress:
+        with Progress(stage, len(plan), len(documents)) as progress:
             outcomes = local.perform(_perform_in_worker, [(self.root, one) for one in misses],
                                      workers=self.site.workers, timeout_s=self.site.timeout_of(stage))
             for index, outcome in outcomes:
@@ -248,13 +254,19 @@ class Harness:
                 if isinstance(outcome, BaseException):
                     failures[one.item.name] = outcome
                 else:
-                    rows[one.item.name], seconds = outcome
-                    record.item(one.item.name, seconds)
+                    record.item(one.item.name, outcome, one.action.key)
                     if one.action.key in done:
                         self.store.forget_lost(one.action)
                 progress.advance()
         judge(stage, failures, len(plan), getattr(cfg, "max_failed_ratio", 0.0))
-        lines = [{"name": name, **row} for name, row in rows.items()]
+        if misses:
+            ran = {one.item.name: one for one in misses if one.item.name not in failures}
+            documents |= self._documents(ran, self.store.done(generation))  # as all readers take them, twins included
+            for name in sorted(ran.keys() - documents.keys()):
+                raise RemoteError(f"{stage}: {name} was done, but {self.store.shared.where} has lost its result again\n"
+                                  "  `roadmill store fsck` looks for the damage, `dvc repro` does it once more")
+            self.store.keep_pages(generation, {digest_bytes(document): document for document in documents.values()})
+        lines = [{"name": name, **json.loads(document)} for name, document in documents.items()]
         lines += [{"name": name, "error": self._portable(error)} for name, error in failures.items()]
         lines.sort(key=lambda line: line["name"])
         (out.data / MANIFEST).write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
@@ -263,10 +275,24 @@ class Harness:
         self.__dict__.pop("_makers", None)
         return list(self.results(stage))
 
+    def _documents(self, plan: Mapping[str, Planned], done: Mapping[str, str]) -> dict[str, bytes]:
+        """Item -> result document of those that were done and whose document is whole; of two results, any that is."""
+        keys = {name: one.action.key for name, one in plan.items() if one.action.key in done}
+        if not keys:
+            return {}
+        found = self.store.documents(next(iter(plan.values())).action.generation, {done[key] for key in keys.values()})
+        documents = {}
+        for name, key in keys.items():
+            if done[key] in found:
+                documents[name] = found[done[key]]
+            elif other := self.store.lookup(plan[name].action):
+                documents[name] = canonical(other)
+        return documents
+
     def _portable(self, error: BaseException) -> str:
         """The error's text without this machine's folders: manifests are equal everywhere."""
-        text = str(error)
-        for folder in (*self.site.sources.values(), self.site.store):
+        text = redacted(str(error))
+        for folder in (*self.site.sources.values(), self.site.store_folder):
             text = text.replace(f"{folder}/", "")
         return text
 
@@ -331,10 +357,12 @@ def _harness_of_worker(root: Path) -> Harness:
     return Harness(root)
 
 
-def _perform_in_worker(task: tuple[Path, Planned]) -> tuple[dict[str, Any], float]:
+def _perform_in_worker(task: tuple[Path, Planned]) -> float:
+    """Seconds it took."""
     root, planned = task
     started = time.monotonic()
-    return _harness_of_worker(root).perform(planned), time.monotonic() - started
+    _harness_of_worker(root).perform(planned)
+    return time.monotonic() - started
 
 
 def _counts(dropped: Mapping[str, int]) -> str:

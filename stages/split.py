@@ -47,7 +47,7 @@ def run(cfg: Knobs, inputs: Mapping[str, Upstream], out: Out) -> Summary:
               .filter(pl.col("drive_token").is_in(scenes["drive_token"].unique().implode())))
     order = pl.col("drive_token").replace_strict(drives["drive_token"], range(len(drives)), return_dtype=pl.Int64)
     scenes = scenes.with_columns(drive=order).sort("drive", "start_us")
-    motion = pl.scan_parquet(inputs["ingest"].folder / "motion.parquet")
+    motion = tables.scan(inputs["ingest"].folder / "motion.parquet")
 
     names = sorted((name for name in SPLITS if cfg.quotas.get(name, 0) > 0), key=lambda name: -cfg.quotas[name])
     split, num_free = assign(scenes["drive"].to_numpy(), cells(scenes, drives, motion, cfg.cell_m),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,9 @@ from stages.lib.errors import ConfigError, RemoteError
 from stages.lib.knobs import knob
 from stages.lib.recordings import Recording
 from stages.lib.stage import Item, Summary
-from stages.store.local import MissingBlobError
+from stages.store import gc
+from stages.store.store import MissingBlobError
+from stages.tools import damage
 
 ROOT = Path(__file__).parents[1]
 DRIVES = ("a", "b", "c")
@@ -72,7 +75,7 @@ def root(tmp_path, monkeypatch):
         (bags / name).write_text(name)
     found = [Recording(name, 1, digest_bytes(name.encode()), "sim") for name in DRIVES]
     recordings.write_listing(found, tmp_path / "data/recordings/raw.jsonl")
-    site.remember_source(tmp_path, "raw", bags)
+    site.remember_source(tmp_path, "raw", str(bags))
     run(tmp_path, "ingest")
     run(tmp_path, "sample")
     return tmp_path
@@ -123,7 +126,8 @@ def test_only_the_recordings_that_are_needed_must_be_there(root, capsys):
     (root / "data/raw/b").write_text("b")
     Harness(root).store.need(planned["c"].item.inputs["all"])
     assert capsys.readouterr().err.startswith("ingest: b was made again, ")
-    assert Harness(root).perform(planned["b"])["outputs"].keys() == {"pack"}
+    again = Harness(root)
+    assert again.store.result(again.perform(planned["b"]))["outputs"].keys() == {"pack"}
 
 
 @pytest.mark.parametrize("cause", ["another setting", "chance"])
@@ -162,3 +166,27 @@ def test_a_stage_that_leaves_nothing_is_an_error_and_publishes_nothing(root, mon
     with pytest.raises(harness.DataError, match="ingest: nothing is left of 3 drives: rule 3\n  `roadmill why ingest`"):
         run(root, "ingest")
     assert (root / "data/ingest/table").read_bytes() == before
+
+
+def test_a_run_that_takes_results_which_a_collection_has_doomed_keeps_them(root):
+    store = Harness(root).store
+    gc.bury(store, gc.survey(store, gc.Live(), 0.0))
+    run(root, "ingest")
+    found = gc.survey(Harness(root).store, gc.Live(), 0.0)
+    assert {op: count["results"] for (step, op), count in found.tally.items() if step == "goes"} == {"sample": 3}
+
+
+def test_fsck_does_again_what_is_damaged_and_is_clean_then(root, capsys):
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    [pack] = Harness(root).manifest_rows("sample")[0]["outputs"].values()
+    path = root / "data/store/cas" / pack[0][:2] / pack[0]
+    path.chmod(0o644)
+    path.write_bytes(b"x")
+    lines, is_right = damage.examine(root, repair=False)
+    assert not is_right
+    assert f"damaged  cas/{pack[0][:2]}/{pack[0]}   sample a" in lines
+    lines, is_right = damage.examine(root, repair=True)
+    assert is_right
+    assert lines[-1].startswith("repaired: 1 blobs are whole again, 0 results are forgotten")
+    assert f"sample: a was made again, {pack[0][:12]}… was gone" in capsys.readouterr().err
+    assert damage.examine(root, repair=False)[0][-1] == "all whole"

@@ -112,7 +112,7 @@ def test_a_malformed_label_file_is_named_with_its_place(file: Path, keys: tuple,
 def test_a_file_that_is_not_json_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.labels.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.labels\.json: the file is not JSON .*;\n  export it again"):
+    with pytest.raises(DataError, match=r"x\.labels\.json: is not JSON .*\n  export it again"):
         openlabel.read(path)
 
 

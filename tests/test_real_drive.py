@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nuscenes import NuScenes
 
-from stages.store.local import LocalStore
+from stages.store.store import Store
 from tests import clones, oracle
 from tests.clones import counters, num_rows, run
 
@@ -47,7 +47,7 @@ def clone(real_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames(clone) -> list[oracle.Frame]:
-    return oracle.frames(clone / "data/merge/tables", LocalStore(clone / "data/store").need)
+    return oracle.frames(clone / "data/merge/tables", Store.in_folder(clone / "data/store").need)
 
 
 def test_a_real_drive_becomes_scenes_of_2_s_that_pass_every_check(clone):

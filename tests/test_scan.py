@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.lib import recordings, site, sources
+from stages.lib import recordings, site
 from stages.lib.errors import ConfigError
+from stages.store import sources
+from stages.store.sources import FolderSource, Hashes
 from stages.tools import config
 from stages.tools import scan as scanning
 
@@ -26,46 +28,47 @@ def source(tmp_path):
     return root
 
 
-def describe(source, hashes):
-    return [sources.describe(path, path.relative_to(source).as_posix(), "sim", hashes)
-            for path in sources.discover(source)]
+def describe(folder, hashes):
+    source = FolderSource(folder, hashes)
+    found = sources.discover(source.files(), source)
+    return [sources.describe(source, name, found[name], "sim") for name in sorted(found)]
 
 
 def test_a_folder_with_metadata_is_one_recording_and_a_loose_bag_another(source, tmp_path):
-    found = describe(source, sources.Hashes(tmp_path))
+    found = describe(source, Hashes(tmp_path))
     assert [one.name for one in found] == ["day1/drive_a", "drive_b.mcap"]
     assert [member for member, _, _ in found[0].members] == ["drive_a_0.mcap", "metadata.yaml"]
 
 
 def test_a_digest_knows_bytes_and_member_names_but_not_where_the_source_lies(source, tmp_path):
-    before = [one.digest for one in describe(source, sources.Hashes(tmp_path))]
+    before = [one.digest for one in describe(source, Hashes(tmp_path))]
     moved = source.rename(tmp_path / "elsewhere")
-    assert [one.digest for one in describe(moved, sources.Hashes(tmp_path))] == before
+    assert [one.digest for one in describe(moved, Hashes(tmp_path))] == before
     (moved / "day1" / "drive_a" / "drive_a_0.mcap").rename(moved / "day1" / "drive_a" / "other.mcap")
-    assert describe(moved, sources.Hashes(tmp_path))[0].digest != before[0]
+    assert describe(moved, Hashes(tmp_path))[0].digest != before[0]
 
 
 def test_a_second_look_reads_nothing_twice_and_a_changed_file_is_read_again(source, tmp_path, monkeypatch):
-    hashes = sources.Hashes(tmp_path)
+    hashes = Hashes(tmp_path)
     before = describe(source, hashes)
     read = []
     monkeypatch.setattr(sources, "digest_file", lambda path: read.append(path.name) or "other")
-    assert describe(source, sources.Hashes(tmp_path)) == before
+    assert describe(source, Hashes(tmp_path)) == before
     assert read == []
     stat = (source / "drive_b.mcap").stat()
     os.utime(source / "drive_b.mcap", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert describe(source, sources.Hashes(tmp_path))[1].digest == "other"
+    assert describe(source, Hashes(tmp_path))[1].digest == "other"
     assert read == ["drive_b.mcap"]
 
 
 def test_an_empty_source_is_an_error_that_says_what_was_looked_for(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no recordings: no rosbag2 folder, no folder of videos with their "
                                           r"stamps and no file ending in .bag, .mcap"):
-        sources.discover(tmp_path)
+        sources.look(str(tmp_path), lambda where: FolderSource(Path(where), Hashes(tmp_path)))
 
 
 def test_listings_come_back_sorted_and_two_scans_may_not_share_a_name(source, tmp_path):
-    found = describe(source, sources.Hashes(tmp_path))
+    found = describe(source, Hashes(tmp_path))
     folder = tmp_path / "recordings"
     recordings.write_listing(reversed(found), folder / "bags.jsonl")
     assert recordings.read(folder) == found
@@ -80,23 +83,24 @@ def test_no_listing_at_all_names_the_command(tmp_path):
 
 
 def test_a_recording_is_found_by_its_bytes_and_missing_or_changed_ones_are_named(source, tmp_path):
-    hashes = sources.Hashes(tmp_path)
+    hashes = Hashes(tmp_path)
     wanted = describe(source, hashes)[1]
-    assert sources.locate(wanted, [tmp_path / "nowhere", source], hashes) == source / "drive_b.mcap"
+    here, nowhere = FolderSource(source, hashes), FolderSource(tmp_path / "nowhere", hashes)
+    assert sources.locate(wanted, [nowhere, here]) == source / "drive_b.mcap"
     (source / "drive_b.mcap").write_bytes(b"twoo")
     text = r"'drive_b.mcap' \(.*3 bytes\) is not on this machine: .*other bytes.*4 bytes"
     with pytest.raises(ConfigError, match=text):
-        sources.locate(wanted, [source], hashes)
+        sources.locate(wanted, [nowhere, here])
     with pytest.raises(ConfigError, match=r"no source is known(.|\n)*ROADMILL_SOURCE"):
-        sources.locate(wanted, [], hashes)
+        sources.locate(wanted, [])
 
 
 def test_what_a_kill_tore_of_the_remembered_hashes_is_passed_over(source, tmp_path):
-    before = describe(source, sources.Hashes(tmp_path))
+    before = describe(source, Hashes(tmp_path))
     remembered = tmp_path / sources.REMEMBERED
     remembered.write_text(remembered.read_text()[:-30])
-    assert describe(source, sources.Hashes(tmp_path)) == before
-    assert describe(source, sources.Hashes(tmp_path)) == before
+    assert describe(source, Hashes(tmp_path)) == before
+    assert describe(source, Hashes(tmp_path)) == before
 
 
 @pytest.fixture
@@ -121,8 +125,8 @@ def test_a_source_that_is_itself_a_recording_is_named_as_in_its_folder(root, sou
     assert scanned.num_labels == {"human": 1, "truth": 0}
     assert (root / f"data/labels/human/{Path(name).name}.json").exists()
     (recording,) = recordings.read(root / "data/recordings")
-    folders = site.read_sources(root).values()
-    assert sources.locate(recording, folders, sources.Hashes(root)) == source / name
+    here = [FolderSource(Path(where), Hashes(root)) for where in site.read_sources(root).values()]
+    assert sources.locate(recording, here) == source / name
 
 
 def test_a_second_scan_says_what_is_new_changed_by_bytes_or_rig_and_gone(root, source):

@@ -1,17 +1,13 @@
 """The scene store on disk: whole files or none, right bytes or none, one result for all readers."""
 
-import multiprocessing
 import os
-import signal
-import time
-from pathlib import Path
 
 import pytest
 
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import DataError
 from stages.store.action import Action
-from stages.store.local import LocalStore, MissingBlobError
+from stages.store.store import MissingBlobError, Store
 
 ACTION = Action("sample", {"keyframe_hz": 2.0}, "c0de", "", {"scene": "a"}, {"recording": "ab" * 32})
 
@@ -35,7 +31,7 @@ def vars_of(action: Action) -> dict:
 
 
 def test_a_blob_comes_back_with_its_bytes_and_cannot_be_written(tmp_path):
-    store = LocalStore(tmp_path)
+    store = Store.in_folder(tmp_path)
     blob = store.put_bytes(b"lidar")
     path = store.need(blob.digest)
     assert (path.read_bytes(), blob.digest, blob.bytes) == (b"lidar", digest_bytes(b"lidar"), 5)
@@ -43,7 +39,7 @@ def test_a_blob_comes_back_with_its_bytes_and_cannot_be_written(tmp_path):
 
 
 def test_put_file_moves_and_put_copy_leaves_the_file(tmp_path):
-    store = LocalStore(tmp_path / "store")
+    store = Store.in_folder(tmp_path / "store")
     with store.scratch() as folder:
         (folder / "moved").write_bytes(b"moved")
         (tmp_path / "copied").write_bytes(b"copied")
@@ -62,23 +58,23 @@ def test_a_damaged_blob_is_never_returned_and_is_made_again(tmp_path, capsys):
         store.put_bytes(b"right")
         return True
 
-    store = LocalStore(tmp_path, rebuild=rebuild)
+    store = Store.in_folder(tmp_path, rebuild=rebuild)
     blob = store.put_bytes(b"right")
     path = store.need(blob.digest)
     os.chmod(path, 0o644)
     path.write_bytes(b"wrong")
-    assert LocalStore(tmp_path, rebuild=rebuild).need(blob.digest).read_bytes() == b"right"
+    assert Store.in_folder(tmp_path, rebuild=rebuild).need(blob.digest).read_bytes() == b"right"
     assert made == [blob.digest]
     assert "damaged" in capsys.readouterr().err
 
 
 def test_a_gone_blob_that_nothing_makes_is_an_error_with_a_command(tmp_path):
     with pytest.raises(MissingBlobError, match=r"blob abc is gone(.|\n)*dvc repro"):
-        LocalStore(tmp_path).need("abc")
+        Store.in_folder(tmp_path).need("abc")
 
 
 def test_a_committed_action_is_found_by_one_listing(tmp_path):
-    store = LocalStore(tmp_path)
+    store = Store.in_folder(tmp_path)
     outputs = {"pack.tar": store.put_bytes(b"pack")}
     result = store.commit(ACTION, "scene a", {"num": 1}, outputs)
     assert store.done(ACTION.generation) == {ACTION.key: result}
@@ -90,14 +86,14 @@ def test_a_committed_action_is_found_by_one_listing(tmp_path):
 
 
 def test_an_action_whose_result_document_is_gone_counts_as_not_done(tmp_path):
-    store = LocalStore(tmp_path)
+    store = Store.in_folder(tmp_path)
     result = store.commit(ACTION, "a", {}, {})
     (tmp_path / "cas" / result[:2] / result).unlink()
     assert store.result(store.done(ACTION.generation)[ACTION.key]) is None
 
 
 def test_two_results_for_one_key_are_reported_and_all_readers_take_the_same(tmp_path, capsys):
-    store = LocalStore(tmp_path)
+    store = Store.in_folder(tmp_path)
     results = sorted(store.commit(ACTION, "a", {"n": n}, {}) for n in (1, 2))
     assert store.done(ACTION.generation) == {ACTION.key: results[0]}
     assert "not deterministic" in capsys.readouterr().err
@@ -108,39 +104,9 @@ def test_two_results_for_one_key_are_reported_and_all_readers_take_the_same(tmp_
     assert store.done(ACTION.generation) == {ACTION.key: results[1]}
 
 
-def _write_for_ever(root: Path) -> None:
-    store, number = LocalStore(root), 0
-    while True:
-        number += 1
-        blob = store.put_bytes(b"%d" % number * 20_000)
-        store.commit(Action("op", {}, "", "", {"n": number}, {}), str(number), {}, {"file": blob})
-
-
-def test_a_writer_killed_at_any_moment_leaves_no_wrong_byte(tmp_path, capsys):
-    context = multiprocessing.get_context("fork")
-    for round_ in range(15):
-        writer = context.Process(target=_write_for_ever, args=(tmp_path,))
-        writer.start()
-        time.sleep(0.01 + 0.007 * round_)
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
-    store = LocalStore(tmp_path)
-    done = store.done(Action("op", {}, "", "", {}, {}).generation)
-    assert len(done) > 15
-    for result in done.values():
-        [(digest, size)] = store.result(result)["outputs"].values()
-        assert store.need(digest).stat().st_size == size
-    assert "damaged" not in capsys.readouterr().err
-    with store.scratch() as own:
-        assert len(list((tmp_path / "tmp").iterdir())) > 1
-        store.remove_leftovers()
-        assert list((tmp_path / "tmp").iterdir()) == [own]
-    assert list((tmp_path / "tmp").iterdir()) == []
-
-
 def test_rebuilt_bytes_that_differ_are_an_error(tmp_path):
     def rebuild(digest):
         raise DataError(f"other bytes than {digest}")
 
     with pytest.raises(DataError, match="other bytes than abc"):
-        LocalStore(tmp_path, rebuild=rebuild).need("abc")
+        Store.in_folder(tmp_path, rebuild=rebuild).need("abc")

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from stages.lib import sidefiles, sources
+from stages.lib import sidefiles
 from stages.lib.bagfiles import MAGIC
 from stages.lib.errors import DataError
 from stages.lib.videodrive import open_drive
+from stages.store.sources import FolderSource, Hashes, describe, discover, locate
 from tests import tinyvideo
 from tests.test_video import FIRST_US, NUM, STREAMS, Scene, drive, sent, stamp_us
 from tests.tinydrive import record, stream, with_rig
@@ -166,8 +167,11 @@ def test_a_folder_of_videos_with_stamps_is_one_recording_and_a_video_without_the
     (tmp_path / "drives").mkdir()
     folder(tmp_path / "drives" / "one", ".mp4")
     (tmp_path / "drives" / "loose.mp4").write_bytes(b"x")
-    assert sources.discover(tmp_path / "drives") == [tmp_path / "drives" / "one"]
-    found = sources.describe(tmp_path / "drives" / "one", "one", "tiny", sources.Hashes(tmp_path))
+    source = FolderSource(tmp_path / "drives", Hashes(tmp_path))
+    recordings = discover(source.files(), source)
+    assert list(recordings) == ["one"]
+    found = describe(source, "one", recordings["one"], "tiny")
+    assert locate(found, [source]) == tmp_path / "drives" / "one"
     assert [name for name, _, _ in found.members if "/" not in name] == [
         "front.camera_info.yaml", "front.mp4", "front.timestamps.csv"]
 

@@ -16,22 +16,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rosbags.interfaces import Connection, MessageDefinitionFormat, Nodetype
+from rosbags.interfaces.typing import RPath
 from rosbags.rosbag1 import Reader as Rosbag1
+from rosbags.rosbag1 import reader as rosbag1_reader
 from rosbags.rosbag2 import Reader as Rosbag2
+from rosbags.rosbag2 import reader as rosbag2_reader
+from rosbags.rosbag2 import storage_mcap
 from rosbags.rosbag2.reader import DirectoryReader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from stages.lib import inflate
 from stages.lib.bagfiles import check, reason, rescue
-from stages.lib.errors import DataError
+from stages.lib.errors import DataError, RoadmillError
 from stages.lib.knobs import near_miss
+
+storage_mcap.DECOMPRESSORS.update(zstd=inflate.zstd, lz4=inflate.lz4)
+rosbag1_reader.decompressors.update(bz2=inflate.bz2, lz4=inflate.lz4)
+rosbag2_reader.zstd = inflate
 
 MACHINE_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC,
                   errno.ENOMEM}
+MAX_ARRAY = 1024  # no type of ROS's own has more than 36
 HEADER, TIME = "std_msgs/msg/Header", "builtin_interfaces/msg/Time"
 
 
@@ -68,7 +77,7 @@ def stamp_us(header: Any) -> int:
 class Bag:
     """An open recording. Made by `open_bag`; one `messages` iteration at a time."""
 
-    def __init__(self, reader: Rosbag1 | Rosbag2, path: Path, name: str) -> None:
+    def __init__(self, reader: Rosbag1 | Rosbag2, path: RPath, name: str) -> None:
         self.name = name
         self._reader = reader
         self._path = path
@@ -212,14 +221,14 @@ class Bag:
 
 
 @contextmanager
-def open_bag(path: Path, name: str | None = None) -> Iterator[Bag]:
+def open_bag(path: RPath, name: str | None = None) -> Iterator[Bag]:
     """An open recording: an .mcap, .db3 or .bag file, or a rosbag2 folder with its metadata.yaml.
 
+    path  a pathlib.Path, or what reads like one
     name  what error texts call it (default: its file or folder name)
     Raises DataError for what is missing, empty, cut off, a Git-LFS pointer, or not a recording at all, and for a field
     that a message of the type must have and, by the recording's own definition, has not.
     """
-    path = Path(path)
     name = name or path.name
     check(path, name)
     try:
@@ -251,14 +260,36 @@ def _parsed(definition: Any, msgtype: str) -> Typestore:
     else:
         for part in definition.data.split("=" * 80 + "\n"):
             types.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
+    _check_lists({name: fields for name, (_, fields) in types.items()})
     store = get_typestore(Stores.EMPTY)
     store.register(types)
     return store
 
 
-def _damage(error: Exception, path: Path, name: str, place: str) -> Exception:
-    """The DataError for what rosbags raised, or the error itself where it is the machine's."""
-    if isinstance(error, DataError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS):
+def _check_lists(types: dict[str, list]) -> None:
+    """Raises ValueError for a list of messages that take no bytes, which a few bytes make as long as they like, and for
+    a fixed array of more texts or messages than MAX_ARRAY, each of which becomes lines of rosbags' code.
+
+    types  name -> (field, description) of each field, as rosbags parses them
+    """
+    def is_empty(name: str) -> bool:
+        return name in types and all((kind == Nodetype.NAME and is_empty(of)) or (kind == Nodetype.ARRAY and (
+            not of[1] or (of[0][0] == Nodetype.NAME and is_empty(of[0][1])))) for _, (kind, of) in types[name])
+
+    for name, fields in types.items():
+        for field, (kind, of) in fields:
+            if kind in (Nodetype.ARRAY, Nodetype.SEQUENCE):
+                (member_kind, member), length = of
+                plain = member_kind == Nodetype.BASE and "string" not in member[0]
+                if kind == Nodetype.ARRAY and not plain and length > MAX_ARRAY:
+                    raise ValueError(f"{name}.{field} has {length} members, at most {MAX_ARRAY} are read")
+                if member_kind == Nodetype.NAME and is_empty(member):
+                    raise ValueError(f"{name}.{field} is a list of {member}, which holds nothing")
+
+
+def _damage(error: Exception, path: RPath, name: str, place: str) -> Exception:
+    """The DataError for what rosbags raised, or the error itself where it is the machine's or our own."""
+    if isinstance(error, RoadmillError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS):
         return error
     return DataError(f"{name}: damaged at {place}: {reason(error).replace(str(path), name)}; {rescue(path)}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -29,6 +31,9 @@ def check(path: Path, name: str) -> None:
         raise DataError(f"{name}: metadata.yaml names {len(members)} file(s), {len(missing)} of them missing, first "
                         f"{missing[0]}; copy them here, or go on without: `ros2 bag reindex FOLDER`")
     for member in members:
+        if not (path / member).is_file():
+            raise DataError(f"{name}: metadata.yaml names {member!r}, which is no file; "
+                            "write it anew: `ros2 bag reindex FOLDER`")
         _check_file(path / member, f"{name}/{member}")
 
 
@@ -37,6 +42,8 @@ def _members(folder: Path, name: str) -> list[str]:
     reindex = "write it anew: `ros2 bag reindex FOLDER`"
     try:
         text = (folder / "metadata.yaml").read_text()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CSafeLoader)):
+            raise yaml.YAMLError("it uses aliases, which recorders do not")
         metadata = yaml.load(text, yaml.CSafeLoader)["rosbag2_bagfile_information"]
         members = [PurePosixPath(member).name for member in metadata["relative_file_paths"]]
         storage = metadata["storage_identifier"]
@@ -71,9 +78,26 @@ def _check_file(file: Path, name: str) -> None:
     if magic and not head.startswith(magic):
         raise DataError(f"{name}: does not begin as a {file.suffix} file does ({head[:13]!r}); copy it again, or leave "
                         "it out of the folder that `roadmill scan` reads")
+    if file.suffix == ".db3":
+        _check_tables(file, name)
     if file.suffix == ".mcap" and tail != magic:
         raise DataError(f"{name}: ends early, at byte {size} without the MCAP end mark (a broken copy, or a recorder "
                         f"that was cut off); copy it again, or {RESCUE['.mcap']}")
+
+
+def _check_tables(file: Path, name: str) -> None:
+    """A view or a virtual table may give any number of rows; a name with ? or % would open another file."""
+    if any(sign in str(file) for sign in "?#%"):
+        raise DataError(f"{name}: a .db3 file's path must be without ?, # and %; rename it and run `roadmill scan`")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as database:
+            other = database.execute("SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE "
+                                     "'CREATE VIRTUAL%' OR sql LIKE '%GENERATED ALWAYS%'").fetchone()
+    except sqlite3.Error as error:
+        raise DataError(f"{name}: damaged: {reason(error)}; {rescue(file)}") from None
+    if other:
+        raise DataError(f"{name}: {str(other[0])[:80]!r} in it is no plain table, and a recording has those alone; "
+                        "copy it again")
 
 
 def reason(error: Exception) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.lib import documents
+
 
 @dataclass(frozen=True)
 class CameraModel:
@@ -72,9 +74,9 @@ def write(sensors: dict[str, Sensor], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Sensor]:
-    """Channel -> Sensor from calibration.json."""
+    """Channel -> Sensor from calibration.json. Raises DataError where the file is no JSON of a bearable size."""
     sensors = {}
-    for channel, row in json.loads(path.read_text()).items():
+    for channel, row in documents.read(path, "`dvc repro -f ingest` makes it again").items():
         camera = row["camera"] and CameraModel(
             row["camera"]["model"], row["camera"]["width_px"], row["camera"]["height_px"],
             np.array(row["camera"]["K"], float), np.array(row["camera"]["D"], float))

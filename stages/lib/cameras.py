@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.lib.calibration import CameraModel
 from stages.lib.errors import DataError
+from stages.lib.images import MAX_PIXELS
 
 POLYNOMIAL, FISHEYE = ("plumb_bob", "rational_polynomial"), "equidistant"
 NUM_COEFFICIENTS = {**dict.fromkeys(POLYNOMIAL, (0, 4, 5, 8, 12, 14)), FISHEYE: (4,)}
@@ -89,6 +90,9 @@ def scaled(K: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
 
 
 def _check(camera: CameraModel) -> None:
+    if not 0 < camera.width_px * camera.height_px <= MAX_PIXELS:
+        raise DataError(f"the camera's images are {camera.width_px}x{camera.height_px}, expected 1 to {MAX_PIXELS} "
+                        "pixels")
     if camera.model not in NUM_COEFFICIENTS:
         raise DataError(f"distortion model {camera.model!r} is not one of {', '.join(NUM_COEFFICIENTS)}")
     if len(camera.D) not in NUM_COEFFICIENTS[camera.model]:

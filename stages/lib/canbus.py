@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stages.lib import tables
+
 MONITOR_PERIOD_US = 500_000
 POSE_KEYS = ("accel", "orientation", "pos", "rotation_rate", "utime", "vel")
 
@@ -31,7 +33,7 @@ def write(dataset: Path, names: Mapping[str, str], folder: Path) -> None:
     """
     folder.mkdir()
     for table, messages in (("trajectory", _pose_messages), ("signals", _signal_messages)):
-        rows = pl.scan_parquet(dataset / f"{table}.parquet")
+        rows = tables.scan(dataset / f"{table}.parquet")
         bounds = rows.select("scene_token").with_row_index("row").group_by("scene_token").agg(
             pl.col("row").min().alias("first"), pl.len().alias("num")).collect()
         for token, first, num in bounds.sort("first").iter_rows():

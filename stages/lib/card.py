@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from stages.lib import nuscenes, tables
+from stages.lib import documents, nuscenes, tables
 from stages.lib.digests import canonical, digest_bytes, digest_file
 from stages.lib.report import Section
 
@@ -51,8 +50,8 @@ def sections(dataset: Path, upstream: Mapping[str, Path], sources: Mapping[str, 
     reviewed_h  hours of the scenes that people reviewed; num_shown: scenes in the JSON view
     """
     scenes = tables.read(dataset / "tables" / "scene.parquet")
-    policy = json.loads((upstream["split"] / "policy.json").read_text())
-    conflicts = pl.scan_parquet(dataset / "conflicts.parquet").group_by("what").len("num").sort("what").collect()
+    policy = documents.read(upstream["split"] / "policy.json", "`dvc repro -f split` makes it again")
+    conflicts = tables.scan(dataset / "conflicts.parquet").group_by("what").len("num").sort("what").collect()
     view = f"The nuScenes JSON view has {num_shown} of {scenes.height} scenes."
     listed = "; ".join(f"{split}: {', '.join(kinds) or 'none'}" for split, kinds in sorted(sources.items()))
     made_from = {"from": sorted(upstream), "sha256": [folder_digest(upstream[name]) for name in sorted(upstream)]}
@@ -109,9 +108,9 @@ def _cell(value: Any) -> str:
 def _sizes(dataset: Path, scenes: pl.DataFrame) -> pl.DataFrame:
     """Sums are of integers, which no order of summing changes."""
     step_mm = (pl.col("x_m").diff() ** 2 + pl.col("y_m").diff() ** 2).sqrt() * 1e3
-    paths = pl.scan_parquet(dataset / "trajectory.parquet").group_by("scene_token", maintain_order=True).agg(
+    paths = tables.scan(dataset / "trajectory.parquet").group_by("scene_token", maintain_order=True).agg(
         step_mm.round().cast(pl.Int64).sum().alias("path_mm"))
-    samples = pl.scan_parquet(dataset / "tables" / "sample.parquet").group_by("scene_token").agg(
+    samples = tables.scan(dataset / "tables" / "sample.parquet").group_by("scene_token").agg(
         labelled=(pl.col("label_source") != "").sum())
     rows = scenes.lazy().rename({"token": "scene_token"}).join(samples, on="scene_token").join(
         paths, on="scene_token", how="left").collect()
@@ -125,7 +124,7 @@ def _sizes(dataset: Path, scenes: pl.DataFrame) -> pl.DataFrame:
 
 def _sensors(dataset: Path, scenes: pl.DataFrame) -> pl.DataFrame:
     length = scenes.lazy().select(pl.col("token").alias("scene_token"), length_us=pl.col("end_us") - pl.col("start_us"))
-    per_scene = pl.scan_parquet(dataset / "tables" / "sample_data.parquet").group_by("channel", "scene_token").agg(
+    per_scene = tables.scan(dataset / "tables" / "sample_data.parquet").group_by("channel", "scene_token").agg(
         pl.len().alias("num"), pl.col("is_key_frame").sum().alias("keys"), pl.col("width_px", "height_px").max())
     rate_hz = pl.col("num").sum() / pl.col("length_us").sum() * 1e6
     return (per_scene.join(length, on="scene_token").group_by("channel").agg(
@@ -135,8 +134,8 @@ def _sensors(dataset: Path, scenes: pl.DataFrame) -> pl.DataFrame:
 
 
 def _boxes(dataset: Path) -> pl.DataFrame:
-    scenes = pl.scan_parquet(dataset / "tables" / "scene.parquet").select(pl.col("token").alias("scene_token"), "split")
-    return (pl.scan_parquet(dataset / "tables" / "sample_annotation.parquet").join(scenes, on="scene_token")
+    scenes = tables.scan(dataset / "tables" / "scene.parquet").select(pl.col("token").alias("scene_token"), "split")
+    return (tables.scan(dataset / "tables" / "sample_annotation.parquet").join(scenes, on="scene_token")
             .group_by("split", "source", "category").agg(
                 pl.len().alias("boxes"), (pl.col("num_lidar_pts") > 0).sum().alias("with_points"),
                 pl.col("instance_token").n_unique().alias("instances"))

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 import polars as pl
 
-from stages.lib import geometry, pack
+from stages.lib import geometry, images, pack
 from stages.lib.errors import DataError
 from stages.lib.tables import POSE, read
 
@@ -114,11 +113,11 @@ class Dataset:
     def image(self, sample_token: str, channel: str) -> np.ndarray:
         """The channel's key frame, (H, W, 3) uint8 RGB."""
         row = self._key(sample_token, channel)
-        pixels = cv2.imdecode(np.frombuffer(self._member(row), np.uint8), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise DataError(f"{row['filename']} of scene {row['scene_token']}: not a readable image\n"
-                            "  make its pack again: `dvc repro -f sample`")
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        try:
+            return images.decode(self._member(row))
+        except DataError as error:
+            raise DataError(f"{row['filename']} of scene {row['scene_token']}: not a readable image: {error}\n"
+                            "  make its pack again: `dvc repro -f sample`") from None
 
     def camera(self, sample_token: str, channel: str) -> tuple[np.ndarray, np.ndarray]:
         """K (3, 3) [px] of the saved image, and T_map_cam (4, 4) at the image's own stamp."""

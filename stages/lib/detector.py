@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import polars as pl
 import torch
 from torch import nn
 
+from stages.lib import knobs
 from stages.lib.dataset import BOX
 from stages.lib.errors import ConfigError, DataError
 from stages.lib.knobs import knob
@@ -29,6 +31,7 @@ HEAT_BIAS = -2.19  # logit of 0.1
 INTENSITY_SCALE = 255.0
 AGE_SCALE = 10.0
 FORMAT = 1
+MAX_LAYERS, MAX_PILLARS = 2**10, 2**24  # 24 layers and 2**18 pillars are many
 
 
 @dataclass(frozen=True)
@@ -257,11 +260,22 @@ def save(detector: Detector, path: Path) -> None:
     path.write_bytes(content.getvalue())
 
 
+def _check_size(arch: Architecture, num_bytes: int) -> None:
+    """Raises ValueError for a net that has more layers, pillars or parameters than belong to a file of this size."""
+    if len(arch.stages) * (arch.convs_per_stage + 2) > MAX_LAYERS or math.prod(arch.size) > MAX_PILLARS:
+        raise ValueError(f"more than {MAX_LAYERS} layers or {MAX_PILLARS} pillars")
+    with torch.device("meta"):
+        num_parameters = sum(parameter.numel() for parameter in Net(arch).parameters())
+    if 4 * num_parameters > num_bytes:
+        raise ValueError(f"{num_parameters} parameters in {num_bytes} bytes")
+
+
 def load(path: Path) -> Detector:
     """The detector of a file that `save` wrote. Nothing in it is executed. Raises DataError where it is not one."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        arch = Architecture(**content["architecture"])
+        arch = knobs.load(Architecture, content["architecture"], "architecture")
+        _check_size(arch, path.stat().st_size)
         net = Net(arch)
         net.load_state_dict(content["state"])
         return Detector(arch, net.eval(), content["provenance"])

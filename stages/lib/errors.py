@@ -29,3 +29,9 @@ class RemoteError(RoadmillError):
     """The store or the cloud; retrying won't help."""
 
     exit_code = 4
+
+
+class TemporaryRemoteError(RemoteError):
+    """The store or the cloud, in trouble that may pass."""
+
+    exit_code = EXIT_TEMPORARY

@@ -5,6 +5,7 @@ The door for image codecs. All failures are DataError with what is wrong; the ca
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import cv2
@@ -14,6 +15,8 @@ from stages.lib.errors import DataError
 
 cv2.setNumThreads(1)  # workers are single-threaded: one worker per core
 
+MAX_PIXELS = 2**27  # the largest cameras of cars have 2**24; decoded, this takes 400 MB
+MARKER = re.compile(rb"\xff+([^\xff\0])", re.DOTALL)  # a JPEG's marker, after fill bytes
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 TO_RGB = {
     "rgb8": (3, None), "bgr8": (3, cv2.COLOR_BGR2RGB), "rgba8": (4, cv2.COLOR_RGBA2RGB), "8UC3": (3, cv2.COLOR_BGR2RGB),
@@ -52,10 +55,33 @@ def decode(content: bytes | np.ndarray, what: str = "") -> np.ndarray:
     if not (data[:3].tobytes() == JPEG or data[:8].tobytes() == PNG):
         begin = data[:4].tobytes().hex(" ")
         raise DataError(f"{data.size} bytes that begin with {begin!r} (format {what!r}) are neither JPEG nor PNG")
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    width, height = size_px(data)
+    if width * height > MAX_PIXELS:
+        raise DataError(f"an image that declares {width}x{height} pixels, at most {MAX_PIXELS} are read")
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if width * height else None
     if pixels is None:
         raise DataError(f"a damaged or cut-off {'JPEG' if data[0] == JPEG[0] else 'PNG'} of {data.size} bytes")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def size_px(data: np.ndarray) -> tuple[int, int]:
+    """Width and height that a JPEG or PNG file (N,) uint8 declares; 0, 0 where it declares none.
+
+    PNG: ISO/IEC 15948, 11.2.2 (IHDR). JPEG: ITU-T T.81, B.1.1 and B.2.2 (a frame header, SOF0 to SOF15).
+    """
+    if data[0] == PNG[0]:
+        return tuple(int.from_bytes(data[at:at + 4].tobytes(), "big") for at in (16, 20))
+    at = 2
+    while found := MARKER.search(data, at):
+        at, kind = found.end(), found[1][0]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(data[n:n + 2].tobytes(), "big") for n in (at + 3, at + 5))
+            return width, height
+        if kind in (0xD9, 0xDA):  # the image's end, or its data
+            break
+        if kind != 1 and not 0xD0 <= kind <= 0xD8:
+            at += int.from_bytes(data[at:at + 2].tobytes(), "big")
+    return 0, 0
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -88,7 +114,7 @@ def _from_raw(message: Any) -> np.ndarray:
         raise DataError(f"encoding {message.encoding!r} is not one of {', '.join(TO_RGB)}")
     pixel_bytes, conversion = TO_RGB[message.encoding]
     height, width, step = message.height, message.width, message.step
-    if not height or step < width * pixel_bytes or message.data.size != height * step:
+    if not height or not width or step < width * pixel_bytes or message.data.size != height * step:
         raise DataError(f"{message.data.size} bytes, but {width}x{height} {message.encoding} with rows of {step} bytes "
                         "was declared")
     rows = message.data.reshape(height, step)[:, :width * pixel_bytes]

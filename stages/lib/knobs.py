@@ -57,7 +57,8 @@ def read(path: Path, remedy: str) -> dict[str, Any]:
         raise ConfigError(f"{path}{f', line {where.line + 1}' if where else ''}: not YAML, "
                           f"{getattr(error, 'problem', None) or error}\n  {remedy}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {values!r}, expected sections\n  {remedy}")
+        raise ConfigError(f"{path} holds {'nothing' if values is None else type(values).__name__}, expected sections\n"
+                          f"  {remedy}")
     return values
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import polars as pl
 
-from stages.lib import canbus, tables
-from stages.lib.errors import ConfigError
+from stages.lib import canbus, names, tables
+from stages.lib.errors import ConfigError, DataError
 
 VERSION = "v1.0-roadmill"
 SPLIT_PREFIX = "roadmill_"  # the devkit keeps train, val and test for nuScenes' own 1000 scenes
@@ -81,7 +81,7 @@ def write_small_tables(drives: pl.DataFrame, folder: Path) -> None:
     map_tokens = pl.Series("token", [tables.token("map", place) for place in maps["location"]], pl.String)
     tables.write(maps.select(map_tokens, pl.lit("semantic_prior").alias("category"),
                              ("maps/" + map_tokens + ".png").alias("filename"), "log_tokens"), folder / "map.parquet")
-    categories = pl.scan_parquet(folder / "sample_annotation.parquet").select(pl.col("category").unique()).collect()
+    categories = tables.scan(folder / "sample_annotation.parquet").select(pl.col("category").unique()).collect()
     for name, rows in fixed_tables(set(categories["category"])).items():
         tables.write(rows, folder / f"{name}.parquet")
 
@@ -124,6 +124,9 @@ def write(dataset: Path, scenes: pl.DataFrame, root: Path) -> None:
     _write_rows(folder / "scene.json", [_scenes(scenes)])
     write_splits(scenes, "view_name", SPLIT_PREFIX, folder / "splits.json")
     for name in tables.read(dataset / "tables" / "map.parquet")["filename"]:
+        if not names.is_below(name):
+            raise DataError(f"{dataset}/tables/map.parquet: {name!r} is not a file's name below the dataroot\n"
+                            "  make the dataset again: `dvc repro -f merge`")
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(PNG)
     canbus.write(dataset, dict(scenes.select("token", "view_name").iter_rows()), root / "can_bus")
@@ -137,7 +140,7 @@ def write_splits(scenes: pl.DataFrame, name: str, prefix: str, path: Path) -> No
 
 def read_chunks(path: Path) -> Iterator[pl.DataFrame]:
     """A table's rows in order, CHUNK_ROWS at a time."""
-    scan = pl.scan_parquet(path)
+    scan = tables.scan(path)
     num_rows = scan.select(pl.len()).collect().item()
     for start in range(0, max(num_rows, 1), CHUNK_ROWS):
         yield scan.slice(start, CHUNK_ROWS).collect()

@@ -27,6 +27,7 @@ from typing import Any
 
 import polars as pl
 
+from stages.lib import documents
 from stages.lib.errors import DataError
 
 VERSION = "1.0.0"
@@ -87,11 +88,9 @@ def _cuboid(row: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> Labels:
     """The labels of a file. Raises DataError with file, place and what is expected there, for anything else."""
     try:
-        root = json.loads(path.read_bytes())
+        root = documents.read(path, "export it again, then `roadmill scan` again")
     except OSError as error:
         raise DataError(f"{path}: not readable: {error.strerror}; check the path and its permissions") from None
-    except (ValueError, RecursionError) as error:
-        raise _fault(path, "the file", f"is not JSON ({error})", "export it again") from None
     root = _section(path, _section(path, root, "the file").get("openlabel"), "openlabel")
     version = _section(path, root, "openlabel", "metadata").get("schema_version")
     if version != VERSION:

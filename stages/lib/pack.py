@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 
+from stages.lib import names
 from stages.lib.errors import DataError
 
 BLOCK_BYTES = 512
 RECORD_BYTES = 20 * BLOCK_BYTES
+COPY_BYTES = 2**20
 POINT_COLUMNS = 5  # x, y, z [m], intensity, ring
 
 
@@ -49,7 +52,7 @@ class PackWriter:
 
     def add(self, name: str, content: bytes) -> tuple[int, int]:
         """(offset, number of bytes) of the member's content in the pack."""
-        if name in self._names or not _is_safe(name):
+        if name in self._names or not names.is_below(name):
             raise ValueError(f"pack member {name!r} is there already or not a plain relative path")
         self._names.add(name)
         member = tarfile.TarInfo(name)
@@ -69,12 +72,12 @@ class PackWriter:
 def read_member(pack_path: Path, offset: int, num_bytes: int) -> bytes:
     """A member's content. Raises DataError where the pack ends before it."""
     with pack_path.open("rb") as file:
+        size = file.seek(0, 2)
+        if offset < 0 or num_bytes < 0 or offset + num_bytes > size:
+            raise DataError(f"{pack_path}: ends at byte {size}, a member needs bytes {offset} to {offset + num_bytes}"
+                            "\n  make the pack again: `dvc repro -f sample`")
         file.seek(offset)
-        content = file.read(num_bytes)
-    if len(content) != num_bytes:
-        raise DataError(f"{pack_path}: ends at byte {offset + len(content)}, a member needs bytes {offset} to "
-                        f"{offset + num_bytes}\n  make the pack again: `dvc repro -f sample`")
-    return content
+        return file.read(num_bytes)
 
 
 def points_bytes(points: np.ndarray) -> bytes:
@@ -93,24 +96,48 @@ def read_points(content: bytes) -> np.ndarray:
 def extract(pack_path: Path, folder: Path) -> list[str]:
     """Writes the members below `folder`; their names, in the pack's order.
 
-    Raises DataError, before anything is written, for a member that is no regular file or would leave the folder.
+    Raises DataError, before anything is written, for a member that is no plain file, would leave the folder or stands
+    there twice, and where something is there already.
     """
+    found = members(pack_path)
+    with pack_path.open("rb") as pack:
+        for name, (offset, num_bytes) in found.items():
+            target = folder / name
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("xb") as file:
+                    pack.seek(offset)
+                    _copy(pack, file, num_bytes)
+            except (FileExistsError, NotADirectoryError):
+                raise DataError(f"{pack_path}: member {name!r} stands where another file is\n"
+                                "  make the pack again: `dvc repro -f sample`") from None
+    return list(found)
+
+
+def members(pack_path: Path) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, number of bytes) of the content of each member, in the pack's order.
+
+    Raises DataError where the file is no tar of plain files, each below the folder and within the pack, and none twice.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    num_bytes = pack_path.stat().st_size
     try:
         with tarfile.open(pack_path, "r:") as tar:
-            members = tar.getmembers()
-            for member in members:
-                if not member.isreg() or not _is_safe(member.name):
-                    raise DataError(f"{pack_path}: member {member.name!r} is not a plain file below the folder, as a "
-                                    "pack's are\n  make the pack again: `dvc repro -f sample`")
-            for member in members:
-                target = folder / member.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(tar.extractfile(member).read())
-    except tarfile.TarError as error:
+            for member in tar:
+                if (member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse() or member.name in found
+                        or not names.is_below(member.name) or member.offset_data + member.size > num_bytes):
+                    raise DataError(f"{pack_path}: member {member.name[:200]!r} is not a plain file below the folder, "
+                                    "as a pack's are\n  make the pack again: `dvc repro -f sample`")
+                found[member.name] = (member.offset_data, member.size)
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{pack_path}: not a readable tar: {error}\n  make it again: `dvc repro -f sample`") from None
-    return [member.name for member in members]
+    return found
 
 
-def _is_safe(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and str(path) == name
+def _copy(source: IO[bytes], target: IO[bytes], num_bytes: int) -> None:
+    while num_bytes:
+        piece = source.read(min(num_bytes, COPY_BYTES))
+        if not piece:
+            raise EOFError("the pack became shorter")
+        target.write(piece)
+        num_bytes -= len(piece)

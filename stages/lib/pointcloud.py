@@ -87,7 +87,7 @@ def _rows(message: Any) -> np.ndarray:
     if row_step < width * step or num_bytes != height * row_step:
         raise DataError(f"the cloud has {num_bytes} bytes, but declares {height} x {width} points of {step} bytes "
                         f"(row_step {message.row_step})")
-    if not height * width:
+    if not height * width * step:
         return np.zeros(0, layout)
     return np.ndarray((height, width), layout, message.data, strides=(row_step, step)).reshape(-1)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from stages.lib import names
 from stages.lib.errors import ConfigError
 
 
@@ -47,8 +48,11 @@ def read_listing(listing: Path) -> list[Recording]:
     for number, line in enumerate(listing.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
-            found.append(Recording(**{**row, "members": tuple(map(tuple, row["members"]))}))
-        except (ValueError, TypeError, KeyError):
+            recording = Recording(**{**row, "members": tuple(map(tuple, row["members"]))})
+            if not all(map(names.is_below, (recording.name, *(member for member, _, _ in recording.members)))):
+                raise ValueError
+            found.append(recording)
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise ConfigError(f"{listing}, line {number}: not a recording: {line[:80]!r}\n"
                               "  `dvc checkout data/recordings` restores it, `roadmill scan` makes it") from None
     return found

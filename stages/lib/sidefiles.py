@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,16 @@ class CameraInfo:
     d: np.ndarray
 
 
+def stamps_names(name: str) -> set[str]:
+    """What the file of a video's stamps may be called; none where `name` is no video's."""
+    path = PurePosixPath(name)
+    return {str(path.with_suffix(ending)) for ending in STAMPS} if path.suffix.lower() in SUFFIXES else set()
+
+
 def stamps_path(video: Path) -> Path | None:
     """The stamps of a video file; None where it is none, or has none beside it."""
-    if video.suffix.lower() in SUFFIXES:
-        for ending in STAMPS:
-            if video.with_suffix(ending).is_file():
-                return video.with_suffix(ending)
-    return None
+    found = [video.with_name(name) for name in sorted(stamps_names(video.name)) if video.with_name(name).is_file()]
+    return found[0] if found else None
 
 
 def videos(folder: Path) -> list[Path]:

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import polars as pl
 
+from stages.lib import footer
 from stages.lib.errors import DataError
+
+# Values that a table may hold: so many, and so many more for each of its bytes. Ours have 2 a byte at most (regular
+# stamps of one signal); a list of one number over and over has 10,000.
+MAX_VALUES, MAX_VALUES_PER_BYTE = 2**24, 16
 
 POSE = {"x_m": pl.Float64, "y_m": pl.Float64, "z_m": pl.Float64,
         "qw": pl.Float64, "qx": pl.Float64, "qy": pl.Float64, "qz": pl.Float64}
@@ -84,11 +89,29 @@ def write(table: pl.DataFrame, path: Path) -> None:
 
 
 def read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """A table written by `write`. Raises DataError where the file is not one."""
+    """A table written by `write`. Raises DataError where the file is not one, or holds more than its size allows."""
+    check(path)
     try:
         return pl.read_parquet(path, columns=columns)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(f"{path}: not a readable Parquet table: {error}") from None
+
+
+def scan(path: Path) -> pl.LazyFrame:
+    """The same, read as far as is asked for later. Raises DataError where the file is no Parquet, or holds too much."""
+    check(path)
+    return pl.scan_parquet(path)
+
+
+def check(path: Path) -> None:
+    """Raises DataError where the file is no Parquet, or declares more values than one of its size can need."""
+    try:
+        num_bytes, num_values = path.stat().st_size, footer.num_values(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable Parquet table: {error}") from None
+    if num_values > MAX_VALUES + MAX_VALUES_PER_BYTE * num_bytes:
+        raise DataError(f"{path}: {num_bytes} bytes that declare {num_values} values are not a table of this program\n"
+                        "  make it again with the stage that wrote it: `dvc repro -f STAGE`")
 
 
 def token(*what: str | int) -> str:

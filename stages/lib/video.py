@@ -31,6 +31,7 @@ NAMES = {**dict.fromkeys(("h264", "h.264", "avc", "avc1", "x264", "libx264"), "h
          **dict.fromkeys(("h265", "h.265", "hevc", "hvc1", "hev1", "x265", "libx265"), "hevc")}
 """What the field calls a codec -> what we do."""
 DECODERS = ("h264", "hevc")
+MAX_PIXELS = 2**26  # a stream that declares more is damaged
 
 av.logging.set_level(None)  # what libav would print is raised here, or counted
 
@@ -76,8 +77,8 @@ class Decoder:
     def __init__(self, codec: str) -> None:
         self._context = av.CodecContext.create(codec, "r")
         self._context.thread_count = 1
-        if codec == "hevc":  # libav makes up what is missing: for H.264 it says so, for H.265 only by this error
-            self._context.options = {"err_detect": "explode"}
+        strict = {"err_detect": "explode"} if codec == "hevc" else {}  # it makes up what is missing; H.264's says so
+        self._context.options = {"max_pixels": str(MAX_PIXELS), **strict}
 
     def send(self, data: bytes, number: int) -> list[Decoded]:
         """The pictures that come out as packet `number` (Annex B, one picture) goes in. Raises DataError."""

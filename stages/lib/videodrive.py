@@ -141,7 +141,7 @@ class VideoDrive:
 def open_drive(path: Path, name: str | None = None) -> Iterator[Bag | VideoDrive]:
     """An open recording: a bag, or a folder of video files with their stamps (see `sidefiles`). Raises DataError."""
     name = name or path.name
-    films = sidefiles.videos(path) if path.is_dir() else []
+    films = sidefiles.videos(path) if isinstance(path, Path) and path.is_dir() else []
     with ExitStack() as stack:
         if not films:
             yield stack.enter_context(open_bag(path, name))

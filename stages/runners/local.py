@@ -15,6 +15,8 @@ from typing import Any
 
 import pebble
 
+from stages.lib.secrets import redacted
+
 PR_SET_PDEATHSIG = 1
 # A worker computes with one thread; joblib must not leave semaphores for a killed worker's tracker to complain about.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
@@ -64,7 +66,7 @@ def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
     except BaseException as error:
         if isinstance(error, Exception) and _travels(error):
             raise
-        traceback.print_exception(error)
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
         raise TaskFailedError(f"{type(error).__name__}: {error}") from None
 
 

@@ -12,10 +12,11 @@ import fcntl
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from stages.lib.errors import DataError, RemoteError, RoadmillError
+from stages.lib.secrets import redacted
 from stages.runners.local import TaskFailedError
 
 RUN_FILE = "results/run.json"
@@ -33,9 +35,10 @@ MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 def told(error: BaseException) -> str:
     """The text of an error that needs no traceback: ours, a task's end, or this machine's disk; '' for any other."""
     if isinstance(error, (RoadmillError, TaskFailedError)):
-        return str(error)
+        return redacted(str(error))
     if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
-        return f"{error.filename or 'the disk'}: {error.strerror}\n  `roadmill doctor` looks at the store and its disk"
+        return redacted(f"{error.filename or 'the disk'}: {error.strerror}\n"
+                        "  `roadmill doctor` looks at the store and its disk")
     return ""
 
 
@@ -112,16 +115,17 @@ class Progress:
 
 
 class RunRecord:
-    """Where and how long a stage ran; written even when it fails."""
+    """Where and how long a stage ran; kept even when it fails: keep(stage, record), and results/run.json."""
 
-    def __init__(self, root: Path, store: Path, stage: str) -> None:
-        self._root, self._store, self._stage = root, store, stage
+    def __init__(self, root: Path, stage: str, keep: Callable[[str, Mapping[str, Any]], None]) -> None:
+        self._root, self._stage, self._keep = root, stage, keep
         self.counts: dict[str, int] = {}
         self._items: dict[str, float] = {}
+        self._actions: dict[str, str] = {}
 
-    def item(self, name: str, seconds: float) -> None:
-        """Notes how long one item took."""
-        self._items[name] = round(seconds, 3)
+    def item(self, name: str, seconds: float, key: str) -> None:
+        """Notes how long one item took, and the key of its action."""
+        self._items[name], self._actions[name] = round(seconds, 3), key
 
     def __enter__(self) -> RunRecord:
         self._started = time.time()
@@ -130,13 +134,13 @@ class RunRecord:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         record = {"stage": self._stage, "started": round(self._started, 3),
                   "seconds": round(time.time() - self._started, 3), "host": platform.node(),
-                  "platform": platform.platform(), "python": platform.python_version(),
-                  "error": str(error) if error else None, "seconds_per_item": self._items, **self.counts}
-        place, latest = self._store / "runs" / self._stage, self._root / RUN_FILE
-        # where the disk is why the stage failed, that is what must be told
-        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{time.time_ns()}-{os.getpid()}.json").write_text(json.dumps(record, sort_keys=True))
+                  "platform": platform.platform(), "python": platform.python_version(), "commit": _commit(self._root),
+                  "error": redacted(str(error)) if error else None, "seconds_per_item": self._items,
+                  "actions": self._actions, **self.counts}
+        latest = self._root / RUN_FILE
+        # where the disk or the cloud is why the stage failed, that is what must be told
+        with contextlib.suppress(OSError, RemoteError) if error else contextlib.nullcontext():
+            self._keep(self._stage, record)
             latest.parent.mkdir(parents=True, exist_ok=True)
             records = {**last_runs(self._root), self._stage: record}
             latest.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
@@ -149,9 +153,10 @@ def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max
     texts = {name: told(error) for name, error in failures.items()}
     bugs = {type(error): error for name, error in failures.items() if not texts[name]}  # one of a kind is enough
     for error in failures.values() if os.environ.get("ROADMILL_TRACEBACK") == "1" else bugs.values():
-        print(error.__cause__ or "".join(traceback.format_exception(error)), file=sys.stderr)  # the worker's, if there
+        cause = error.__cause__ or "".join(traceback.format_exception(error))  # the worker's, if there
+        print(redacted(str(cause)), file=sys.stderr)
     for name, error in sorted(failures.items()):
-        print(f"{stage}: {name}: {texts[name] or f'{type(error).__name__}: {error}'}", file=sys.stderr)
+        print(f"{stage}: {name}: {texts[name] or redacted(f'{type(error).__name__}: {error}')}", file=sys.stderr)
     others = [error for error in failures.values() if not isinstance(error, DataError)]
     if not others and len(failures) <= max_failed_ratio * num_items:
         return
@@ -159,6 +164,15 @@ def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max
     hint = "" if others else f"\n  {stage}.max_failed_ratio={allowed}"
     raise StageFailedError(f"{stage}: {len(failures)} of {num_items} items failed, the others are kept{hint}",
                            max(map(exit_code, others), default=DataError.exit_code))
+
+
+def _commit(root: Path) -> str:
+    """The commit that is checked out, `-dirty` where tracked files differ from it; "" outside git."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(
+            ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=root,
+            text=True, capture_output=True).stdout.strip()
+    return ""
 
 
 def last_runs(root: Path) -> dict[str, Any]:

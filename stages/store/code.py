@@ -25,16 +25,21 @@ INERT_DECORATORS = {"cache", "contextlib", "contextmanager", "dataclass", "datac
 
 def code_digest(root: Path, module: str, function: str, pins: Mapping[str, str]) -> str:
     """sha256 for `function` of `module` (dotted) in the checkout at `root`; `pins` maps package to version."""
+    return digest_and_packages(root, module, function, pins)[0]
+
+
+def digest_and_packages(root: Path, module: str, function: str, pins: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The same digest, and package -> version of those that it covers."""
     reached = _reached(_parse(root, module), function)
     parts = {f"{module}:{function}": _fingerprint(reached)}
-    packages = set()
-    imported = _imports(root, reached, packages)
+    tops = set()
+    imported = _imports(root, reached, tops)
     for name in sorted(closure(root, imported)):
         body = _parse(root, name).body
         parts[name] = _fingerprint(body)
-        _imports(root, body, packages)
-    versions = {package: _pinned(package, pins) for package in sorted(_distributions(packages))}
-    return digest_bytes(canonical({"code": parts, "packages": versions}))
+        _imports(root, body, tops)
+    packages = {package: _pinned(package, pins) for package in sorted(_distributions(tops))}
+    return digest_bytes(canonical({"code": parts, "packages": packages})), packages
 
 
 def closure(root: Path, modules: Iterable[str]) -> set[str]:

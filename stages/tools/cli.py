@@ -10,23 +10,17 @@ import typer
 
 from stages.__main__ import guarded
 from stages.lib.errors import ConfigError, DataError
+from stages.tools.programs import checkout as _root
+from stages.tools.store_words import store_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Drive logs in; datasets, models and scores out. `dvc repro` runs the stages.")
+app.add_typer(store_app)
 
 
 def main() -> None:
     """The console script: our errors are lines, not tracebacks."""
     sys.exit(guarded(lambda: app(standalone_mode=True)))
-
-
-def _root() -> Path:
-    """The repository that the working directory is in."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").exists():
-            return folder
-    raise ConfigError(f"{here} is not in a Roadmill repository: no dvc.yaml here or above\n  `cd` into your clone")
 
 
 def _say(lines: list[str]) -> None:
@@ -44,7 +38,7 @@ def compose() -> None:
 
 
 @app.command()
-def scan(source: Annotated[Path, typer.Argument(help="a folder of recordings, or one recording")],
+def scan(source: Annotated[str, typer.Argument(help="a folder or s3://bucket/prefix of recordings, or one recording")],
          rig: Annotated[str, typer.Option(help="conf/rig/RIG.yaml describes the vehicle")]) -> None:
     """Make the recordings under SOURCE part of the dataset; commit data/*.dvc to keep that decision."""
     from stages.tools.scan import scan as scan_source
@@ -55,6 +49,28 @@ def scan(source: Annotated[Path, typer.Argument(help="a folder of recordings, or
           + (f", {labels}" if labels else ""),
           f"  {len(found.added)} new, {len(found.changed)} changed, {len(found.gone)} gone since the last scan",
           "  `dvc repro` makes the dataset; `git add conf data/*.dvc params.yaml` and commit keep the decision"])
+
+
+@app.command()
+def upload(folder: Annotated[Path, typer.Argument(help="a vehicle's disk, or another folder with recordings")],
+           url: Annotated[str, typer.Argument(help="s3://bucket/prefix, on the server of the store")],
+           replace: Annotated[bool, typer.Option("--replace", help="what the bucket has other bytes of, too")] = False,
+           ) -> None:
+    """Copy each file of FOLDER to the bucket, verified, with its sha256; run again, it sends what is not there yet."""
+    from stages.runners.run import exit_code, told
+    from stages.tools.upload import upload as bring_home
+
+    done = bring_home(_root(), folder, url, replace)
+    for name, error in sorted(done.failed.items()):
+        text = told(error) or f"{type(error).__name__}: {error}"
+        typer.echo(f"{name if name.isprintable() else ascii(name)}: {text}", err=True)
+    num, num_sent = len(done.verified), len(done.sent)
+    _say([f"{done.where}: {num} files, {sum(done.verified.values()) / 2**30:.2f} GiB, each with its size and sha256: "
+          f"{num_sent} sent, {num - num_sent} were there"])
+    if done.failed:
+        _say([f"  {len(done.failed)} files are not there as they are here; the same command tries them again"])
+        raise typer.Exit(max(map(exit_code, done.failed.values())))
+    _say([f"  `roadmill scan {done.where} --rig RIG` makes the recordings part of the dataset"])
 
 
 @app.command()
@@ -74,6 +90,20 @@ def explain(name: Annotated[str, typer.Argument(metavar="SCENE", help="a scene, 
 
 
 @app.command()
+def lineage(what: Annotated[str, typer.Argument(metavar="PATH|TOKEN", help="a file, a token, a sha256 or a name")],
+            as_json: Annotated[bool, typer.Option("--json", help="the whole document")] = False) -> None:
+    """Say what a file, frame, box, dataset or model was made from, and what was made from a recording."""
+    import json
+
+    from stages.tools import lineage_text
+    from stages.tools.lineage import lineage as document_of
+
+    document = document_of(_root(), what)
+    _say([json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)] if as_json
+         else list(lineage_text.lines(document)))
+
+
+@app.command()
 def check(dataroot: Annotated[Path | None, typer.Argument(help="data/merge where left out")] = None) -> None:
     """Test a dataset by named rules: data/merge, or an exported nuScenes dataroot."""
     from stages.harness import Harness
@@ -82,8 +112,8 @@ def check(dataroot: Annotated[Path | None, typer.Argument(help="data/merge where
     if dataroot is None:
         dataroot = _root() / "data" / "merge"
         if not dataroot.is_dir():
-            raise ConfigError(f"{dataroot} does not exist\n  `dvc repro merge` makes it, `dvc pull` fetches it; or name "
-                              "a nuScenes dataroot: `roadmill check DATAROOT`")
+            raise ConfigError(f"{dataroot} does not exist\n  `dvc repro merge` makes it, `dvc pull` fetches it; or "
+                              "give a nuScenes dataroot: `roadmill check DATAROOT`")
     merged = (dataroot / "tables").is_dir()
     findings = findings_of(dataroot, open_pack=Harness(_root()).store.need if merged else None)
     for one in findings:
@@ -103,6 +133,16 @@ def export(out: Path, split: Annotated[list[str], typer.Option(help="only these 
     root = _root()
     done = write_dataroot(root / "data" / "merge", out, Harness(root).store.need, scenes=scene, splits=split)
     _say([f"{out}: {done.num_scenes} scenes, {done.num_files} files"])
+
+
+@app.command()
+def fetch(split: Annotated[list[str], typer.Option(help="only these splits")] = [],  # noqa: B006
+          scene: Annotated[list[str], typer.Option(help="only these scenes, by name or token")] = []) -> None:  # noqa: B006
+    """Bring the packs of the dataset, or of a selection, from the store to this machine."""
+    from stages.tools.share import fetch as bring
+
+    done = bring(_root(), split, scene)
+    _say([f"{done.num_moved} packs fetched, {done.num_bytes / 2**30:.2f} GiB, {done.num_there} were here"])
 
 
 @app.command()

@@ -93,6 +93,32 @@ def select(root: Path, group: str, choices: str | list[str]) -> None:
         parser.dump(config, file)
 
 
+def cache(root: Path) -> dict[str, Any]:
+    """The section `cache` of conf/config.yaml."""
+    return yaml.safe_load((root / "conf" / "config.yaml").read_text())["cache"]
+
+
+def set_cache(root: Path, knob: str, value: Any) -> None:
+    """Sets a knob of the section `cache` in conf/config.yaml, comments kept, and composes.
+
+    Raises ConfigError, with nothing changed, where params.yaml is not the composition of conf/ or the value is wrong.
+    """
+    path, parser = root / "conf" / "config.yaml", _yaml()
+    if (root / "params.yaml").read_text() != compose(root):
+        raise ConfigError(f"params.yaml is not the composition of conf/, so cache.{knob} cannot be changed in it\n"
+                          "  `roadmill compose` takes conf/, `roadmill record NAME` keeps an applied experiment")
+    before = path.read_text()
+    config = parser.load(before)
+    config["cache"][knob] = value
+    with path.open("w") as file:
+        parser.dump(config, file)
+    try:
+        write_params(root)
+    except ConfigError:
+        path.write_text(before)
+        raise
+
+
 def selected(root: Path, group: str) -> Any:
     """The choice of one group in the defaults list of conf/config.yaml."""
     defaults = yaml.safe_load((root / "conf" / "config.yaml").read_text())["defaults"]

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.harness import STAGES, Harness
-from stages.lib import knobs, recordings, sources
+from stages.lib import knobs, recordings
 from stages.lib.errors import ConfigError
 from stages.runners.run import told
 from stages.store import code
+from stages.store.sources import locate
 from stages.tools import config
 from stages.tools.programs import has_identity, say
 
@@ -69,13 +70,12 @@ def _dvc(root: Path) -> None:
 
 def _recordings(root: Path) -> None:
     harness = Harness(root)
-    hashes = sources.Hashes(harness.site.root)
     for recording in recordings.read(root / "data" / "recordings"):
-        sources.locate(recording, harness.site.sources.values(), hashes)
+        locate(recording, harness.sources)
 
 
 def _store(root: Path) -> None:
-    place = Harness(root).site.store
+    place = Harness(root).site.store_folder
     place.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):

@@ -1,4 +1,4 @@
-"""git and DVC as programs: what they print, or an error that says why not."""
+"""The checkout that a command is given in, and git and DVC as programs: what they print, or why not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from pathlib import Path
 from stages.lib.errors import ConfigError
 
 PROGRAMS = {"git": ["git"], "dvc": [sys.executable, "-m", "dvc"]}
+
+
+def checkout() -> Path:
+    """The repository that the working directory is in. Raises ConfigError."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").exists():
+            return folder
+    raise ConfigError(f"{here} is not in a Roadmill repository: no dvc.yaml here or above\n  `cd` into your clone")
 
 
 def say(root: Path, program: str, *words: str) -> str:

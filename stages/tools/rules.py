@@ -8,7 +8,6 @@ rule passes over rows that it can't find; T13 names those.
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 from collections import Counter
@@ -23,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from stages.lib import canbus, geometry
 from stages.lib.boxes import count_inside
 from stages.lib.nuscenes import BLOCKED_NUMBERS, CATEGORIES
-from stages.tools.view import View, is_key
+from stages.tools.view import View, is_key, read_json
 
 Offences = Iterator[tuple[str, str]]
 CAN_MESSAGES = {"ms_imu", "pose", "steeranglefeedback", "vehicle_monitor", "zoesensors", "zoe_veh_info", "meta",
@@ -157,7 +156,7 @@ def _image_size_px(content: bytes) -> tuple[int, int] | None:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.size
-    except (UnidentifiedImageError, OSError):
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
         return None
 
 
@@ -344,7 +343,10 @@ def can_bus(view: View) -> Offences:
 
 
 def _pose_faults(path: Path) -> Offences:
-    rows = json.loads(path.read_bytes())
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        yield path.name, "it is no JSON array of objects"
+        return
     if any(tuple(row) != canbus.POSE_KEYS for row in rows):
         yield path.name, f"keys of the poses are not {', '.join(canbus.POSE_KEYS)} in this order, which loaders rely on"
     times = [row.get("utime") for row in rows]

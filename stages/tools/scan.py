@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import track
 
-from stages.lib import recordings, site, sources
+from stages.lib import recordings, site
 from stages.lib.errors import ConfigError
 from stages.lib.recordings import Recording
+from stages.store.sources import Hashes, Source, describe, look, open_source
 from stages.tools import config
 from stages.tools.programs import say
 
@@ -30,34 +31,33 @@ class Scanned:
     changed: list[str]
 
 
-def scan(root: Path, source: Path, rig: str) -> Scanned:
-    """Writes data/recordings/<name of SOURCE>.jsonl and data/labels, and tracks both with DVC.
+def scan(root: Path, where: str | Path, rig: str) -> Scanned:
+    """Writes data/recordings/<last part of WHERE>.jsonl and data/labels, and tracks both with DVC.
 
-    `source` is a folder of recordings, or one recording. Those of other scans stay. Raises ConfigError where there are
-    none, two have the same bytes or name, the rig is unknown, or the name of SOURCE is another scan's.
+    `where` is a folder or s3://bucket/prefix of recordings, or one recording. Those of other scans stay. Raises
+    ConfigError where there are none, two have the same bytes or name, the rig is unknown, or the name of WHERE is
+    another scan's.
     """
-    if not source.exists():
-        raise ConfigError(f"{source} does not exist\n"
-                          "  `roadmill scan SOURCE` takes a folder of recordings, or one of them")
     config.known_rig(root, rig)
     _want_fetched(root)
-    source = source.resolve()
-    paths = sources.discover(source)
-    base = source.parent if paths == [source] else source
-    listing = root / "data" / "recordings" / f"{source.name}.jsonl"
+    here, hashes = site.load(root), Hashes(root)
+    where = str(where).rstrip("/") if site.is_url(str(where)) else str(Path(where).resolve())
+    source, files = look(where, lambda at: open_source(at, here, hashes))
+    name = where.rpartition("/")[2]
+    listing = root / "data" / "recordings" / f"{name}.jsonl"
     before = {one.name: one for one in recordings.read_listing(listing)} if listing.exists() else {}
-    hashes = sources.Hashes(root)
-    found = [sources.describe(path, path.relative_to(base).as_posix(), rig, hashes)
-             for path in track(paths, description="hashing", transient=True)]
+    with ThreadPoolExecutor(source.at_once) as pool:
+        described = pool.map(lambda one: describe(source, one, files[one], rig), files)
+        found = list(track(described, total=len(files), description="hashing", transient=True))
     now = {one.name: one for one in found}
-    _want_own_name(root, source.name, base, set(now) & set(before))
-    _want_no_twins(listing, base, found)
+    _want_own_name(root, name, source.where, set(now) & set(before))
+    _want_no_twins(listing, source.where, found)
     config.use_rig(root, rig)
     recordings.write_listing(found, listing)
-    site.remember_source(root, source.name, base)
-    num_labels = _copy_labels(root, base, found, gone=set(before) - set(now))
+    site.remember_source(root, name, source.where)
+    num_labels = _copy_labels(root, source, found, gone=set(before) - set(now))
     say(root, "dvc", "add", "--quiet", "data/recordings", "data/labels")
-    return Scanned(source.name, len(found), sum(one.bytes for one in found), num_labels,
+    return Scanned(name, len(found), sum(one.bytes for one in found), num_labels,
                    sorted(set(now) - set(before)), sorted(set(before) - set(now)),
                    sorted(name for name in set(now) & set(before) if now[name] != before[name]))
 
@@ -69,15 +69,16 @@ def _want_fetched(root: Path) -> None:
                               f"  `dvc pull {folder}` fetches it; `git rm {folder}.dvc` begins anew")
 
 
-def _want_own_name(root: Path, scan_name: str, base: Path, kept: set[str]) -> None:
+def _want_own_name(root: Path, scan_name: str, base: str, kept: set[str]) -> None:
     """A scan replaces the earlier one of its name: that must be the same folder, or hold some of its recordings."""
-    earlier = site.read_sources(root).get(scan_name)
-    if earlier and earlier.resolve() != base and earlier.exists() and not kept:
+    earlier = site.read_sources(root).get(scan_name, base)
+    same = base in (earlier, str(Path(earlier).resolve()))
+    if not same and (site.is_url(earlier) or Path(earlier).exists()) and not kept:
         raise ConfigError(f"the scan {scan_name!r} is of {earlier}; {base} would replace all its recordings\n"
                           "  rename one of the two folders, or scan one above both")
 
 
-def _want_no_twins(listing: Path, base: Path, found: list[Recording]) -> None:
+def _want_no_twins(listing: Path, base: str, found: list[Recording]) -> None:
     known = {}
     for other in sorted(listing.parent.glob("*.jsonl")):
         if other != listing:
@@ -86,13 +87,13 @@ def _want_no_twins(listing: Path, base: Path, found: list[Recording]) -> None:
     for one in found:
         for what, value in (("bytes", one.digest), ("name", one.name)):
             if value in known:
-                raise ConfigError(f"{base / one.name} has the same {what} as {known[value]}\n"
+                raise ConfigError(f"{base}/{one.name} has the same {what} as {known[value]}\n"
                                   "  move one away, or scan a folder above both so that their names differ; "
                                   "`rm data/recordings/SCAN.jsonl` forgets a scan")
         known[one.digest] = repr(one.name)
 
 
-def _copy_labels(root: Path, source: Path, found: list[Recording], gone: set[str]) -> dict[str, int]:
+def _copy_labels(root: Path, source: Source, found: list[Recording], gone: set[str]) -> dict[str, int]:
     """Copies the label files that lie beside the recordings to data/labels/<kind>/<recording>.json."""
     counts = {}
     for kind, suffix in SIDE_FILES.items():
@@ -101,14 +102,15 @@ def _copy_labels(root: Path, source: Path, found: list[Recording], gone: set[str
         for name in gone:
             (folder / f"{name}.json").unlink(missing_ok=True)
         counts[kind] = 0
-        for one in found:
-            target = folder / f"{one.name}.json"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            beside = source / f"{one.name}{suffix}"
-            if beside.exists():
-                shutil.copyfile(beside, target)
-                counts[kind] += 1
+        with ThreadPoolExecutor(source.at_once) as pool:
+            texts = pool.map(lambda one, suffix=suffix: source.read(f"{one.name}{suffix}"), found)
+            for one, text in zip(found, texts):
+                target = folder / f"{one.name}.json"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                if text is not None:
+                    target.write_bytes(text)
+                    counts[kind] += 1
     readme = root / "data" / "labels" / "README"
     if not readme.exists():
         readme.write_text("human/<recording>.json, truth/<recording>.json: OpenLABEL 1.0, copied by `roadmill scan`\n")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import bisect
 import functools
 import json
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import polars as pl
-
-from stages.lib import nuscenes, pack
+from stages.lib import names, nuscenes, pack
+from stages.lib import tables as parquet
 from stages.lib.errors import ConfigError
 
 KEYS = {
@@ -49,7 +47,7 @@ class Disk:
     def size(self, name: str) -> int | None:
         """Bytes of the file, None where there is none."""
         path = self._root / name
-        return path.stat().st_size if path.is_file() else None
+        return path.stat().st_size if names.is_below(name) and path.is_file() else None
 
     def read(self, name: str) -> bytes:
         """The content of a file that has a size."""
@@ -61,7 +59,7 @@ class Packs:
 
     def __init__(self, tables: Path, open_pack: Callable[[str], Path]) -> None:
         columns = ["filename", "pack_digest", "offset", "bytes"]
-        rows = pl.read_parquet(tables / "sample_data.parquet", columns=columns).iter_rows()
+        rows = parquet.read(tables / "sample_data.parquet", columns).iter_rows()
         self._places = {name: place for name, *place in rows}
         self._open = open_pack
         self._read: tuple[str, dict[str, tuple[int, int]]] = ("", {})
@@ -81,8 +79,7 @@ class Packs:
     def _members(self, digest: str) -> dict[str, tuple[int, int]]:
         """Name -> (offset, bytes) of the members of a pack; the rows of a pack stand together."""
         if self._read[0] != digest:
-            with tarfile.open(self._open(digest), "r:") as tar:
-                self._read = digest, {member.name: (member.offset_data, member.size) for member in tar}
+            self._read = digest, pack.members(self._open(digest))
         return self._read[1]
 
 
@@ -187,7 +184,7 @@ def version_folder(root: Path) -> Path:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

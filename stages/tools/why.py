@@ -11,6 +11,7 @@ from stages.harness import ITEM_STAGES, STAGES, Harness, Planned, known_stage
 from stages.lib import knobs
 from stages.lib.errors import ConfigError
 from stages.lib.knobs import near_miss
+from stages.runners.run import told
 from stages.store.action import Action
 from stages.tools.programs import say
 
@@ -99,7 +100,7 @@ def explain(root: Path, name: str) -> list[str]:
         except ConfigError as error:
             if not lines:
                 raise
-            lines.append(f"{stage:<10}not planned: {str(error).splitlines()[0]}")
+            lines.append(f"{stage:<10}not planned: {told(error).splitlines()[0]}")
             break
         seen |= set(plan)
         for one in plan.values():
@@ -139,6 +140,17 @@ def _last(harness: Harness, planned: Planned) -> Mapping[str, Any] | None:
         if result is not None and result["outputs"] == held:
             return document
     return history[-1] if history else None
+
+
+def code_in_use(root: Path, stage: str) -> str:
+    """The digest of the code that made what data/<stage> holds now. Raises ConfigError where no store tells."""
+    harness = Harness(root)
+    for one in harness.plan(known_stage(stage)).values():
+        document = _last(harness, one)
+        if document is not None:
+            return document["code"]
+    raise ConfigError(f"{stage}: {harness.store.shared.where} knows no earlier result of it\n"
+                      f"  name the digest: `roadmill store pin {stage} DIGEST`")
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from stages.store.action import Action
-from stages.store.local import LocalStore
+from stages.store.store import Store
 
 BLOB_BYTES = 1000
 
@@ -24,7 +24,7 @@ def action(number: int) -> Action:
 def bench(count: int) -> list[str]:
     """One row per step: seconds, CPU seconds, per item."""
     folder = Path(tempfile.mkdtemp())
-    store, rows = LocalStore(folder), []
+    store, rows = Store.in_folder(folder), []
     blobs = [b"%d" % number * BLOB_BYTES for number in range(count)]
 
     def step(name: str, work) -> object:
@@ -39,7 +39,7 @@ def bench(count: int) -> list[str]:
     step("bare write of the same files", lambda: [(plain / str(i)).write_bytes(b) for i, b in enumerate(blobs)])
     put = step("put", lambda: [store.put_bytes(blob) for blob in blobs])
     step("commit", lambda: [store.commit(action(i), str(i), {}, {"pack.tar": blob}) for i, blob in enumerate(put)])
-    store = LocalStore(folder)
+    store = Store.in_folder(folder)
     done = step("plan: one listing and all keys", lambda: plan(store, count))
     assert done == count
     step("get, verified", lambda: [store.need(blob.digest) for blob in put])
@@ -47,7 +47,7 @@ def bench(count: int) -> list[str]:
     return rows
 
 
-def plan(store: LocalStore, count: int) -> int:
+def plan(store: Store, count: int) -> int:
     """How many of the wanted actions are done."""
     done = store.done(action(0).generation)
     return sum(action(number).key in done for number in range(count))
