@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 
 from stages.lib.bag import MACHINE_ERRORS
 from stages.lib.errors import DataError
+from stages.lib.images import MAX_PIXELS
 from stages.lib.sidefiles import RAW
 
 MSGTYPES = ("foxglove_msgs/msg/CompressedVideo", "ffmpeg_image_transport_msgs/msg/FFMPEGPacket")
@@ -31,7 +32,6 @@ NAMES = {**dict.fromkeys(("h264", "h.264", "avc", "avc1", "x264", "libx264"), "h
          **dict.fromkeys(("h265", "h.265", "hevc", "hvc1", "hev1", "x265", "libx265"), "hevc")}
 """What the field calls a codec -> what we do."""
 DECODERS = ("h264", "hevc")
-MAX_PIXELS = 2**26  # a stream that declares more is damaged
 
 av.logging.set_level(None)  # what libav would print is raised here, or counted
 
