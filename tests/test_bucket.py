@@ -21,8 +21,7 @@ from stages.store.bucket_errors import read_trouble
 from stages.store.patience import Patience
 from tests.faultproxy import fault_proxy
 
-QUICK = Patience(connect_s=10, stalled_s=20, sending_s=20, retries=2, attempts=2, first_wait_s=0.01,
-                 longest_wait_s=0.05)
+QUICK = Patience(retries=2, attempts=2, first_wait_s=0.01, longest_wait_s=0.05)
 
 
 @pytest.fixture

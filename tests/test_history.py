@@ -248,14 +248,29 @@ def test_a_dataset_on_disk_that_no_lock_names_counts(clone):
     assert gap["remedy"] == "what lies there is damaged: `dvc checkout data/merge` restores it"
 
 
-def test_a_shallow_clone_says_that_older_commits_are_missing(clone, tmp_path_factory):
-    for _ in range(2):
-        clone.commit({})
-    folder = tmp_path_factory.mktemp("shallow")
-    run(folder, "git", "clone", "--quiet", "--depth", "1", f"file://{clone.root}", "clone")
-    assert uses.beyond(folder / "clone")[0] == ("this clone is shallow, its older commits are missing: "
-                                                "`git fetch --unshallow`")
-    assert len(uses.beyond(clone.root)) == 1
+def test_what_a_clone_can_not_know_of_is_named(clone, tmp_path_factory):
+    first, second = clone.commit({}), clone.commit({})
+    folder = tmp_path_factory.mktemp("others")
+    run(folder, "git", "clone", "--quiet", "--depth", "1", f"file://{clone.root}", "shallow")
+    run(folder, "git", "clone", "--quiet", str(clone.root), "whole")
+
+    def beyond(name: str) -> list[str]:
+        return uses.beyond(folder / name, history.commits(folder / name))
+
+    assert beyond("whole") == []
+    assert uses.beyond(clone.root, {}) == [], "no git remote"
+    assert beyond("shallow") == ["this clone is shallow, its older commits are missing: `git fetch --unshallow`"]
+    clone.commit({"sample": ({}, {})})
+    run(clone.root, "git", "tag", "-a", "v2", "-m", "annotated")
+    run(clone.root, "git", "tag", "-a", "v1", first, "-m", "annotated")
+    run(clone.root, "git", "update-ref", EXPERIMENT, "HEAD")
+    run(clone.root, "git", "branch", "old", second)
+    assert beyond("whole") == ["experiment slow of origin: `dvc exp pull origin slow`",
+                               "branch main of origin: `git fetch origin refs/heads/main`",
+                               "tag v2 of origin: `git fetch origin refs/tags/v2:refs/tags/v2`"]
+    shutil.rmtree(clone.root / ".git")
+    assert beyond("whole") == ["origin does not answer, so what it has beyond this clone is not known: "
+                               "`git ls-remote origin`"]
 
 
 def test_a_recording_of_no_list_is_found_by_its_digest(clone):

@@ -244,6 +244,7 @@ def test_a_clone_without_the_store_says_what_is_not_recorded_and_asks_the_remote
     run(clone, "dvc", "push")
     text = run(fresh, "roadmill", "lineage", name)
     assert "branch main, origin/HEAD, origin/main, tag v1" in text
+    assert "  not into experiment slow of origin: `dvc exp pull origin slow`\n" in text
     assert "COULD NOT LOOK INTO\n    data/merge" in text, "the branch's data were never pushed"
     assert "neither in DVC's cache nor in its remote: `dvc push --all-commits` where it was made" in text
     found = json.loads(run(fresh, "roadmill", "lineage", digest, "--json"))
@@ -255,3 +256,7 @@ def test_a_clone_without_the_store_says_what_is_not_recorded_and_asks_the_remote
     found = lineage(fresh, str(fresh / "models/model.pt"))
     before = steps(lineage(tagged, str(tagged / "models/model.pt")))["train"]
     assert (steps(found)["train"]["evidence"], steps(found)["train"]["action"]) == ("planned", before["action"])
+    path = fresh / "stages/lib/training.py"
+    path.write_text(path.read_text() + "\n\nCHANGED = 1\n")
+    step = steps(lineage(fresh, str(fresh / "models/model.pt")))["train"]
+    assert (step["evidence"], step["action"]) == ("", None), "other code than ran says nothing of what was made"

@@ -187,7 +187,7 @@ class Ancestry:
     def searched(self, found: list[Document]) -> Document:
         """Recordings and how far the search for what was made of them went."""
         return {"kind": "recording", "recordings": found, "looked_into": uses.looked_into(self.trees, self.commits),
-                "beyond": uses.beyond(self.root)}
+                "beyond": uses.beyond(self.root, self.commits)}
 
     # parts of documents -----------------------------------------------------------------------------------------------
     def _step(self, checkout: Checkout, stage: str, row: Mapping[str, Any]) -> Document:

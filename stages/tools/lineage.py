@@ -18,8 +18,9 @@ The document, whose keys stand sorted in JSON; what does not apply is left out:
     looked_into refs, commits, states: how far the search for uses went; beyond: what this clone can't know of
     gaps        what, remedy: what is not known, and the command that then helps
 
-`evidence` is `recorded` (the store has the action and its result), `planned` (params.yaml and the files on disk ask for
-this action now; the store has no record of it), `dvc.lock`, or "" where there is none.
+`evidence` is `recorded` (the store has the action and its result), `planned` (the store has no record of it; it is what
+this checkout asks for, and dvc.lock says that the stage ran with this code and these settings on these data),
+`dvc.lock`, or "" where there is none.
 """
 
 from __future__ import annotations

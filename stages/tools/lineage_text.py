@@ -31,7 +31,7 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
     if "looked_into" in document:
         yield "looked into: the working tree, {refs} refs, {commits} commits, {states} states of the data".format(
             **document["looked_into"])
-        yield from (f"  not: {text}" for text in document["beyond"])
+        yield from (f"  not into {text}" for text in document["beyond"])
     if document.get("steps"):
         yield "made by, the last step first"
         for step in document["steps"]:

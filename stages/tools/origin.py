@@ -79,9 +79,18 @@ class Origins:
             result = store.lookup(action) if row.get("action") in (None, action.key) else None
             if result is not None and result["outputs"] == row["outputs"]:
                 return document, "recorded"
-        if checkout.objects is None and (planned := self.plan(stage).get(row["name"])) is not None:
-            return planned.action.document, "planned"
+        if checkout.objects is None and self._is_as_it_ran(checkout.tree, stage):
+            planned = self.plan(stage).get(row["name"])
+            return (planned.action.document, "planned") if planned else (None, "")
         return None, ""
+
+    def _is_as_it_ran(self, tree: Tree, stage: str) -> bool:
+        """Whether dvc.lock says that the stage ran with this checkout's code and settings, on these data."""
+        deps, params = tree.deps.get(stage, {}), tree.params.get(stage, {})
+        return bool(deps) and all(
+            tree.outs.get(path) == md5 if path.startswith("data/") or path == DATA_FOLDERS["train"] else
+            (self._root / path).is_file() and history.file_md5(self._root / path) == md5 for path, md5 in deps.items()
+        ) and all(self._harness.params.get(section) == values for section, values in params.items())
 
     def earlier(self, stage: str, item: str, key: str) -> dict[str, Any] | None:
         """The row that the item's earlier action of this key gave; None where the store has none, or not its result."""

@@ -16,10 +16,11 @@ import polars as pl
 
 from stages.harness import DATA_FOLDERS, MANIFEST
 from stages.lib import recordings, tables
-from stages.lib.errors import RoadmillError
+from stages.lib.errors import ConfigError, DataError
 from stages.lib.recordings import Recording
 from stages.tools import history
 from stages.tools.history import WORKING_TREE, Objects, Tree
+from stages.tools.programs import say
 
 RECORDINGS, MERGE, MODELS, SCORES = (DATA_FOLDERS[name] for name in ("recordings", "merge", "train", "evaluate"))
 KINDS = {MERGE: "datasets", MODELS: "models", SCORES: "scores"}
@@ -119,10 +120,12 @@ def _made(trees: list[Tree], objects: Objects) -> dict[Made, list[str]]:
 
 def _scenes(objects: Objects, md5: str, digest: str) -> pl.DataFrame | None:
     """The dataset's scenes of the recording: name, token, split, pack_digest; None where it can't be looked into."""
+    paths = [objects.root / MERGE / file if md5 == ON_DISK else objects.path(MERGE, md5, file) for file in DATASET]
+    if None in paths:
+        return None
     try:
-        log, scenes = (tables.read(objects.root / MERGE / file if md5 == ON_DISK else objects.path(MERGE, md5, file))
-                       for file in DATASET)
-    except (TypeError, RoadmillError):
+        log, scenes = map(tables.read, paths)
+    except DataError:
         return None
     own = [token for token, name in log.select("drive_token", "logfile").iter_rows()
            if tables.token("drive", digest, name) == token]
@@ -160,12 +163,24 @@ def _gap(folder: str, md5: str, revs: Iterable[str], objects: Objects) -> dict[s
     return {"path": folder, "md5": md5, "revs": list(revs), "remedy": remedy}
 
 
-def beyond(root: Path) -> list[str]:
-    """What this clone can't know of at all, each with the command that helps."""
-    lines = ["refs that were never fetched: `git fetch --all --tags`; experiments: `dvc exp list origin`, "
-             "`dvc exp pull origin NAME`"]
+def beyond(root: Path, commits: Mapping[str, str]) -> list[str]:
+    """What this clone can't know of, each with the command that helps: refs of its git remotes, older commits."""
+    lines, here = [], set(commits.values())
     if history.is_shallow(root):
-        lines.insert(0, "this clone is shallow, its older commits are missing: `git fetch --unshallow`")
+        lines.append("this clone is shallow, its older commits are missing: `git fetch --unshallow`")
+    for remote in say(root, "git", "remote").split():
+        try:
+            listed = [line.split("\t") for line in say(root, "git", "ls-remote", remote).splitlines()]
+        except ConfigError:
+            lines.append(f"{remote} does not answer, so what it has beyond this clone is not known: "
+                         f"`git ls-remote {remote}`")
+            continue
+        there = {ref.removesuffix("^{}"): commit for commit, ref in listed}  # a tag's commit comes after the tag
+        for ref in sorted(ref for ref, commit in there.items() if commit not in here):
+            kind, name = ref.partition("/")[2].partition("/")[0], ref.rpartition("/")[2]
+            command = {"heads": f"git fetch {remote} {ref}", "tags": f"git fetch {remote} {ref}:{ref}",
+                       "exps": f"dvc exp pull {remote} {name}"}.get(kind)
+            lines += [f"{history.short(ref)} of {remote}: `{command}`"] if command else []
     return lines
 
 

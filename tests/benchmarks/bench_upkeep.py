@@ -1,9 +1,9 @@
-"""Collection and check of a store of many synthetic results, half of them dead: CPU seconds, requests, peak memory.
+"""Collection in a store of many synthetic results, half of them dead: CPU seconds, requests, peak memory.
 
     python -m tests.benchmarks.bench_upkeep 100000
 
 Each result has one pack. The store is a bucket in memory whose names are made as they are listed; documents come by
-pages. The pages and the check's blobs are real bytes.
+pages, which are real.
 """
 
 import resource
@@ -43,10 +43,9 @@ class Synthetic(Folder):
         return (one.name for one in self.list(prefix))
 
     def list(self, prefix):
-        num = 0
-        for num, one in enumerate(self._all(prefix), 1):  # noqa: B007
+        for number, one in enumerate(self._all(prefix)):
+            self.requests["LIST"] += number % 1000 == 0
             yield one
-        self.requests["LIST"] += max(1, -(-num // 1000))
 
     def _all(self, prefix):
         yield from super().list(prefix)
@@ -68,7 +67,8 @@ class Synthetic(Folder):
 
 def bench(count: int) -> list[str]:
     """A row per step."""
-    folder, rows = Path(tempfile.mkdtemp()), []
+    rows, held = [], tempfile.TemporaryDirectory()
+    folder = Path(held.name)
     bucket = Synthetic(folder / "bucket", count)
     store = Store(Folder(folder / "cache"), bucket)
     for first in range(0, count, PAGE):
@@ -96,4 +96,4 @@ def bench(count: int) -> list[str]:
 if __name__ == "__main__":
     print("| results | step | CPU s | requests | peak MB |\n|---|---|---|---|---|")
     for size in map(int, sys.argv[1:]):
-        print("\n".join(bench(size)))
+        print("\n".join(bench(size)), flush=True)
