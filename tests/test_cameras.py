@@ -98,7 +98,7 @@ def test_an_image_changes_only_where_a_lens_is_taken_out_and_a_fisheye_is_one_ev
 
 def test_an_image_of_another_size_than_its_calibration_is_refused():
     with pytest.raises(DataError, match="the image is 100x50, its CameraInfo is for 320x180"):
-        Rectifier(camera(), True, None).apply(np.zeros((50, 100, 3), np.uint8))
+        Rectifier(camera(), True, None).check((100, 50))
 
 
 def test_unknown_lenses_are_refused():

@@ -5,8 +5,6 @@ Pixel centres are at integer coordinates, as in OpenCV and ROS. Models are named
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import cv2
 import numpy as np
 
@@ -40,6 +38,7 @@ class Rectifier:
 
     K (3, 3) [px], D (n,) of the saved image (empty: no distortion left), width_px, height_px
     changes  False where every saved image equals the recorded one
+    halves   whether a recorded image may be decoded to half its size before `apply`: the saved one needs no more
 
     undistort  takes the lens distortion out, keeping K
     width_max_px  wider images are scaled down to this width, the height in proportion and K with them; None: never
@@ -51,35 +50,44 @@ class Rectifier:
         is_distorted = camera.model == FISHEYE or bool(np.any(camera.D))
         self._camera = camera
         self._undistorts = undistort and is_distorted
+        self._maps: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         scale = min(1.0, (width_max_px or camera.width_px) / camera.width_px)
         self.width_px, self.height_px = round(camera.width_px * scale), max(1, round(camera.height_px * scale))
-        self._resizes = self.width_px != camera.width_px
         self.D = camera.D.copy() if is_distorted and not undistort else np.zeros(0)
         self.K = scaled(camera.K, self.width_px / camera.width_px, self.height_px / camera.height_px)
-        self.changes = self._undistorts or self._resizes
+        self.changes = self._undistorts or self.width_px != camera.width_px
+        self.halves = all(whole % 2 == 0 and saved <= whole // 2 for whole, saved in (
+            (camera.width_px, self.width_px), (camera.height_px, self.height_px)))
+
+    def check(self, size_px: tuple[int, int]) -> None:
+        """Raises DataError where the recorded image, (width, height), has not the size that the calibration is for."""
+        if tuple(size_px) != (self._camera.width_px, self._camera.height_px):
+            raise DataError(f"the image is {size_px[0]}x{size_px[1]}, its CameraInfo is for "
+                            f"{self._camera.width_px}x{self._camera.height_px}")
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """The image to be saved of a recorded one, both (H, W, 3) uint8.
+        """The image to be saved, (height_px, width_px, 3) uint8, of a recorded one (H, W, 3), whole or half its size.
 
-        Raises DataError where the recorded image has not the size that the calibration is for.
+        Undistortion goes straight to the saved size where that is half the image's or more: bilinear interpolation then
+        passes over no pixel. A smaller one is made of the undistorted image by means over areas.
         """
-        height, width = pixels.shape[:2]
-        if (width, height) != (self._camera.width_px, self._camera.height_px):
-            raise DataError(f"the image is {width}x{height}, its CameraInfo is for "
-                            f"{self._camera.width_px}x{self._camera.height_px}")
+        saved_px = self.width_px, self.height_px
         if self._undistorts:
-            pixels = cv2.remap(pixels, *self._maps, cv2.INTER_LINEAR)
-        if self._resizes:
-            pixels = cv2.resize(pixels, (self.width_px, self.height_px), interpolation=cv2.INTER_AREA)
+            pixels = cv2.remap(pixels, *self._maps_for(pixels.shape[1::-1]), cv2.INTER_LINEAR)
+        if pixels.shape[1::-1] != saved_px:
+            pixels = cv2.resize(pixels, saved_px, interpolation=cv2.INTER_AREA)
         return pixels
 
-    @cached_property
-    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
+    def _maps_for(self, size_px: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Where each pixel of the undistorted image comes from, in cv2.remap's fixed-point form (1/32 px)."""
-        camera = self._camera
-        lens = cv2.fisheye if camera.model == FISHEYE else cv2
-        return lens.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K,
-                                            (camera.width_px, camera.height_px), cv2.CV_16SC2)
+        if size_px not in self._maps:
+            camera = self._camera
+            lens = cv2.fisheye if camera.model == FISHEYE else cv2
+            K_from = scaled(camera.K, size_px[0] / camera.width_px, size_px[1] / camera.height_px)
+            straight = size_px[0] <= 2 * self.width_px and size_px[1] <= 2 * self.height_px
+            K_to, to_px = (self.K, (self.width_px, self.height_px)) if straight else (K_from, size_px)
+            self._maps[size_px] = lens.initUndistortRectifyMap(K_from, camera.D, np.eye(3), K_to, to_px, cv2.CV_16SC2)
+        return self._maps[size_px]
 
 
 def scaled(K: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:

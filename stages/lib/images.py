@@ -24,8 +24,8 @@ TO_RGB = {
     "bayer_rggb8": (1, cv2.COLOR_BayerBG2RGB), "bayer_bggr8": (1, cv2.COLOR_BayerRG2RGB),
     "bayer_gbrg8": (1, cv2.COLOR_BayerGR2RGB), "bayer_grbg8": (1, cv2.COLOR_BayerGB2RGB)}
 """ROS encoding -> (bytes a pixel, OpenCV's conversion). sensor_msgs/image_encodings.hpp."""
-
-
+FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; between them DHT, JPG, DAC
+START_OF_SCAN = 0xDA
 TURBO = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_TURBO)[:, 0, ::-1]  # blue to red, RGB
 
 
@@ -36,26 +36,47 @@ def from_message(message: Any) -> np.ndarray:
     return _from_raw(message)
 
 
-def jpeg_bytes(message: Any) -> bytes | None:
+def jpeg_file(message: Any) -> memoryview | None:
     """The message's own JPEG file; None where it carries another format."""
     if hasattr(message, "format") and bytes(message.data[:3]) == JPEG:
-        return message.data.tobytes()
+        return message.data.data
     return None
 
 
-def decode(content: bytes | np.ndarray, what: str = "") -> np.ndarray:
+def jpeg_size_px(content: memoryview) -> tuple[int, int] | None:
+    """(width, height) by the frame header of a JPEG file that ends with the end mark; None where one of them is lacking.
+
+    Nothing is decoded: pictures whose coded data is damaged in between pass, as they do in libjpeg, which only warns.
+    Source: ITU-T T.81, annex B.
+    """
+    if bytes(content[-2:]) != b"\xff\xd9":
+        return None
+    at, end = 2, len(content) - 10
+    while at < end and content[at] == 0xFF:
+        marker, num_bytes = content[at + 1], int.from_bytes(content[at + 2:at + 4], "big")
+        if marker in FRAME_MARKERS:
+            return int.from_bytes(content[at + 7:at + 9], "big"), int.from_bytes(content[at + 5:at + 7], "big")
+        if marker == START_OF_SCAN:
+            return None
+        at += 1 if marker == 0xFF else 2 + num_bytes
+    return None
+
+
+def decode(content: bytes | memoryview | np.ndarray, what: str = "", halved: bool = False) -> np.ndarray:
     """Pixels (H, W, 3) uint8 RGB of a JPEG or PNG file, as stored: EXIF orientation is not applied.
 
+    halved  half as wide and as high; libjpeg leaves out the high frequencies, which is cheaper than scaling down
     Raises DataError for a cut-off or damaged file, or another format (`what` is the format's declared name).
     """
     data = np.frombuffer(content, np.uint8)
     if not (data[:3].tobytes() == JPEG or data[:8].tobytes() == PNG):
         begin = data[:4].tobytes().hex(" ")
         raise DataError(f"{data.size} bytes that begin with {begin!r} (format {what!r}) are neither JPEG nor PNG")
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    mode = cv2.IMREAD_REDUCED_COLOR_2 if halved else cv2.IMREAD_COLOR_RGB
+    pixels = cv2.imdecode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise DataError(f"a damaged or cut-off {'JPEG' if data[0] == JPEG[0] else 'PNG'} of {data.size} bytes")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels) if halved else pixels  # there is no mode for both
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -18,6 +18,8 @@ from stages.lib.errors import DataError
 BLOCK_BYTES = 512
 RECORD_BYTES = 20 * BLOCK_BYTES
 POINT_COLUMNS = 5  # x, y, z [m], intensity, ring
+# A header without name and size, its checksum summed as blanks, as the format wants.
+BLANK = tarfile.TarInfo("").tobuf(tarfile.PAX_FORMAT)[:148] + b" " * 8 + tarfile.TarInfo("").tobuf()[156:]
 
 
 class PackWriter:
@@ -47,20 +49,18 @@ class PackWriter:
         """sha256 of all bytes written, hex."""
         return self._sha256.hexdigest()
 
-    def add(self, name: str, content: bytes) -> tuple[int, int]:
+    def add(self, name: str, content: bytes | memoryview) -> tuple[int, int]:
         """(offset, number of bytes) of the member's content in the pack."""
         if name in self._names or not _is_safe(name):
             raise ValueError(f"pack member {name!r} is there already or not a plain relative path")
         self._names.add(name)
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        self._write(member.tobuf(tarfile.PAX_FORMAT))
+        self._write(_header(name, len(content)))
         offset = self.bytes
         self._write(content)
         self._write(bytes(-len(content) % BLOCK_BYTES))
         return offset, len(content)
 
-    def _write(self, piece: bytes) -> None:
+    def _write(self, piece: bytes | memoryview) -> None:
         self._file.write(piece)
         self._sha256.update(piece)
         self.bytes += len(piece)
@@ -77,9 +77,9 @@ def read_member(pack_path: Path, offset: int, num_bytes: int) -> bytes:
     return content
 
 
-def points_bytes(points: np.ndarray) -> bytes:
+def points_bytes(points: np.ndarray) -> memoryview:
     """The content of a `.pcd.bin`: float32, little-endian, row by row, of points (N, 5)."""
-    return np.ascontiguousarray(points, "<f4").tobytes()
+    return np.ascontiguousarray(points, "<f4").reshape(-1).view(np.uint8).data
 
 
 def read_points(content: bytes) -> np.ndarray:
@@ -111,6 +111,18 @@ def extract(pack_path: Path, folder: Path) -> list[str]:
     return [member.name for member in members]
 
 
+def _header(name: str, num_bytes: int) -> bytes:
+    """What stands before a member's content: tarfile's own for any name, made from one of them where ustar holds it."""
+    if len(name) > tarfile.LENGTH_NAME or not name.isascii() or num_bytes >= 8**11:
+        member = tarfile.TarInfo(name)
+        member.size = num_bytes
+        return member.tobuf(tarfile.PAX_FORMAT)
+    block = bytearray(BLANK)
+    block[:len(name)] = name.encode()
+    block[124:135] = b"%011o" % num_bytes
+    block[148:155] = b"%06o\0" % sum(block)
+    return bytes(block)
+
+
 def _is_safe(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and str(path) == name
+    return not {"", ".", ".."} & set(name.split("/"))

@@ -27,14 +27,23 @@ class CameraFiles:
         self._rectifier = rectifier
         self._jpeg_quality = jpeg_quality
 
-    def content(self, message: Any, at_us: int) -> bytes:
+    def content(self, message: Any, at_us: int) -> bytes | memoryview:
         """The image as it is to be saved; the message's own bytes where they are a JPEG and nothing changes the image.
 
-        Raises DataError for an image that can't be decoded or has not the size that its calibration is for.
+        Raises DataError for an image that can't be decoded or has not the size that its calibration is for. Of a JPEG
+        that is copied only the frame header and the end mark are looked at; one that lacks them is decoded to be sure.
         """
-        saved = self._rectifier.apply(images.from_message(message))
-        copied = None if self._rectifier.changes else images.jpeg_bytes(message)
-        return copied or images.encode_jpeg(saved, self._jpeg_quality)
+        jpeg, pixels = images.jpeg_file(message), None
+        size_px = images.jpeg_size_px(jpeg) if jpeg else None
+        if size_px is None:
+            pixels = images.from_message(message)
+            size_px = pixels.shape[1::-1]
+        self._rectifier.check(size_px)
+        if jpeg and not self._rectifier.changes:
+            return jpeg
+        if pixels is None:
+            pixels = images.decode(jpeg, halved=self._rectifier.halves)
+        return images.encode_jpeg(self._rectifier.apply(pixels), self._jpeg_quality)
 
 
 class LidarFiles:
