@@ -44,7 +44,7 @@ def jpeg_file(message: Any) -> memoryview | None:
 
 
 def jpeg_size_px(content: memoryview) -> tuple[int, int] | None:
-    """(width, height) by the frame header of a JPEG file that ends with the end mark; None where one of them is lacking.
+    """(width, height) by the frame header of a JPEG file that ends with the end mark; None where either is lacking.
 
     Nothing is decoded: pictures whose coded data is damaged in between pass, as they do in libjpeg, which only warns.
     Source: ITU-T T.81, annex B.

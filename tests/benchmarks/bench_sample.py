@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from stages.runners.local import ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 NUM_PAIRS = 5
 NUM_SCENES = 5
@@ -32,14 +34,12 @@ CASES = {
 RECORDINGS = {"video": "video"}  # the others: photographs
 FLOORS = {"copied_compensated": "copied"}  # the others: their own
 AIMS = {"copied": (1.3, 250), "undistorted": (1.15, 300), "undistorted_small": (1.2, 300), "video": (1.25, 400)}
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-                                     "POLARS_MAX_THREADS")}
 
 
 def main(cases: list[str]) -> None:
     """Prints the tables of the cases, and the rows that belong to no case where all are asked for."""
     base = Path(tempfile.gettempdir()) / "roadmill-bench"
-    folders = {name: Path(start("make", name, base / name, base).wait_s()["folder"])
+    folders = {name: Path(start("make", name, base / name, base).result()["folder"])
                for name in ("photographs", "video", "half_hour") if not cases or name in needed(cases)}
     print("| case | floor CPU-s | ours CPU-s | ours / floor | aim | first scene CPU-s | peak MB | aim MB |\n"
           "|---|---|---|---|---|---|---|---|")
@@ -53,8 +53,8 @@ def row(case: str, folder: Path, base: Path) -> str:
     """One line of the table."""
     floors, scenes = [], []
     for _ in range(NUM_PAIRS):
-        floors.append(start("floor", FLOORS.get(case, case), folder, base).wait_s())
-        scenes.append(start("ours", case, folder, base).wait_s())
+        floors.append(start("floor", FLOORS.get(case, case), folder, base).result())
+        scenes.append(start("ours", case, folder, base).result())
     ratio = statistics.median(ours["scene_s"] / floor["scene_s"] for ours, floor in zip(scenes, floors))
     aim, aim_mb = AIMS.get(case, ("", ""))
     return (f"| {case} | {median(floors, 'scene_s'):.2f} | {median(scenes, 'scene_s'):.2f} | {ratio:.2f} | {aim} | "
@@ -63,18 +63,18 @@ def row(case: str, folder: Path, base: Path) -> str:
 
 def others(folders: dict[str, Path], base: Path) -> list[str]:
     """The lines that belong to no case."""
-    started = [start("imports", "-", base, base).wait_s() for _ in range(NUM_PAIRS)]
-    at = start("place", "copied", folders["half_hour"], base).wait_s()
+    started = [start("imports", "-", base, base).result() for _ in range(NUM_PAIRS)]
+    at = start("place", "copied", folders["half_hour"], base).result()
     lines = [f"interpreter and imports: {median(started, 'scene_s'):.2f} CPU-s, {median(started, 'peak_mb'):.0f} MB, "
              f"{'with' if started[0]['torch'] else 'no'} torch",
              f"20 s of 30 min: {at['start_s']:.2f} CPU-s and {at['start_mb']:.1f} MB read at the start, "
              f"{at['end_s']:.2f} CPU-s and {at['end_mb']:.1f} MB near the end"]
     for case in ("copied", "undistorted"):
         for workers in (1, 2):
-            together = [start("ours", case, folders["photographs"], base, f"{workers}-{number}", 5.0)
+            together = [start("ours", case, folders["photographs"], base, name=f"out-{number}", wait_s=5.0)
                         for number in range(workers)]
             wall = time.time()
-            cpu = statistics.mean(one.wait_s()["scene_s"] for one in together)
+            cpu = statistics.mean(one.result()["scene_s"] for one in together)
             wall = time.time() - wall - 5.0
             lines.append(f"{case}, {workers} worker(s): {workers * NUM_SCENES / wall * 3600:.0f} scenes an hour, "
                          f"{cpu:.2f} CPU-s a scene")
@@ -95,9 +95,9 @@ class Child:
     def __init__(self, command: list[str], out: Path) -> None:
         self._out = out
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-                                         env={"PATH": "/usr/bin:/bin", **ONE_THREAD})
+                                         env={"PATH": "/usr/bin:/bin", **ENVIRONMENT})
 
-    def wait_s(self) -> dict[str, float]:
+    def result(self) -> dict[str, float]:
         """What it measured."""
         printed, _ = self._process.communicate()
         shutil.rmtree(self._out, ignore_errors=True)
@@ -106,7 +106,8 @@ class Child:
         return json.loads(printed)
 
 
-def start(what: str, case: str, folder: Path, base: Path, name: str = "out", wait_s: float = 0.0) -> Child:
+def start(what: str, case: str, folder: Path, base: Path, *, name: str = "out",
+          wait_s: float = 0.0) -> Child:
     """A process of `child.py`."""
     out = base / name
     return Child([sys.executable, "-m", "tests.benchmarks.child", what, case, str(folder), str(out),

@@ -14,6 +14,12 @@ from pathlib import Path
 from tests.benchmarks.bench_sample import CASES, NUM_SCENES, QUALITY
 
 
+def make(case: str, folder: Path, out: Path) -> dict[str, str]:
+    """The recording of that name in `folder`, ingested."""
+    from tests.benchmarks import reference
+    return {"folder": str(reference.ready(getattr(reference, case), folder))}
+
+
 def ours(case: str, folder: Path, out: Path) -> dict[str, float]:
     """CPU seconds of the first scene and of one more in this process, which begins warm: its imports are done."""
     run = sampler(case, folder, out)

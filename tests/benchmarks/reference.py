@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +41,35 @@ STORE.register(get_types_from_msg("builtin_interfaces/Time timestamp\nstring fra
                                   VIDEO))
 
 
+@dataclass(frozen=True)
+class Filmed:
+    """What the cameras say: camera -> (message type, CDR payloads that take turns)."""
+
+    payloads: dict[str, tuple[str, list[bytes]]]
+    period_us: float
+    size_px: tuple[int, int]
+
+
 def photographs(path: Path) -> Path:
     """20 s, 800 JPEG files of about 290 kB."""
-    return write(path, SCENE_US, {name: images(name, [jpeg(frame, 90) for frame in panned(number)])
-                                  for number, name in enumerate(CAMERAS)}, 100_000, SIZE_PX, NUM_AZIMUTHS)
+    payloads = {name: images(name, [jpeg(frame, 90) for frame in panned(number)]) for number, name in enumerate(CAMERAS)}
+    return write(path, SCENE_US, Filmed(payloads, 100_000, SIZE_PX), NUM_AZIMUTHS)
 
 
 def video(path: Path) -> Path:
     """20 s, four times the same H.264 stream: 2400 frames."""
     make = STORE.types[VIDEO]
     packets = [np.frombuffer(packet, np.uint8) for packet in h264(panned(0, num=600, step=2))]
-    return write(path, SCENE_US, {name: (VIDEO, [cdr(make(TYPES["Time"](0, 0), name, packet, "h264"))
-                                                 for packet in packets]) for name in CAMERAS},
-                 1_000_000 / VIDEO_HZ, SIZE_PX, NUM_AZIMUTHS)
+    payloads = {name: (VIDEO, [cdr(make(TYPES["Time"](0, 0), name, packet, "h264")) for packet in packets])
+                for name in CAMERAS}
+    return write(path, SCENE_US, Filmed(payloads, 1_000_000 / VIDEO_HZ, SIZE_PX), NUM_AZIMUTHS)
 
 
 def half_hour(path: Path) -> Path:
     """30 min of small pictures and clouds."""
     size_px = (320, 180)
     pictures = [jpeg(cv2.resize(frame, size_px, interpolation=cv2.INTER_AREA), 60) for frame in panned(0, num=10)]
-    return write(path, HALF_HOUR_US, {name: images(name, pictures) for name in CAMERAS}, 100_000, size_px, 45)
+    return write(path, HALF_HOUR_US, Filmed({name: images(name, pictures) for name in CAMERAS}, 100_000, size_px), 45)
 
 
 def panned(seed: int, num: int = 200, step: int = 3) -> Iterator[np.ndarray]:
@@ -116,15 +126,14 @@ def cdr(message: Any) -> bytes:
     return bytes(STORE.serialize_cdr(message, message.__msgtype__))
 
 
-def write(path: Path, span_us: int, cameras: dict[str, tuple[str, list[bytes]]], camera_period_us: float,
-          size_px: tuple[int, int], num_azimuths: int) -> Path:
+def write(path: Path, span_us: int, cameras: Filmed, num_azimuths: int) -> Path:
     """A rosbag2 folder, MCAP without compression. The car drives 10 m/s along +x."""
     def stamps(first_us: int, period_us: float) -> list[int]:
         return [first_us + round(number * period_us) for number in range(int(span_us // period_us))]
 
     messages: list[tuple[int, str, int, Callable[[int], bytes]]] = []  # receive time [us], topic, stamp [us], payload
-    kinds = {"/odom": "nav_msgs/msg/Odometry", "/points": "sensor_msgs/msg/PointCloud2", "/tf": "tf2_msgs/msg/TFMessage",
-             "/tf_static": "tf2_msgs/msg/TFMessage"}
+    kinds = {"/odom": "nav_msgs/msg/Odometry", "/points": "sensor_msgs/msg/PointCloud2",
+             "/tf": "tf2_msgs/msg/TFMessage", "/tf_static": "tf2_msgs/msg/TFMessage"}
 
     def add(topic: str, at_us: int, late_us: int, content: Callable[[int], bytes]) -> None:
         messages.append((at_us + late_us, topic, at_us, content))
@@ -136,11 +145,11 @@ def write(path: Path, span_us: int, cameras: dict[str, tuple[str, list[bytes]]],
     clouds = [cloud(num_azimuths, seed) for seed in range(10)]
     for number, at_us in enumerate(stamps(T0_US, 100_000)):
         add("/points", at_us, 105_000, stamped(clouds[number % len(clouds)]))
-    for place, (name, (kind, payloads)) in enumerate(cameras.items()):
+    for place, (name, (kind, payloads)) in enumerate(cameras.payloads.items()):
         topic, info = f"/{name.lower()}/image", f"/{name.lower()}/camera_info"
         kinds |= {topic: kind, info: "sensor_msgs/msg/CameraInfo"}
-        known = cdr(camera_info(name, size_px))
-        for number, at_us in enumerate(stamps(T0_US + 20_000 * place, camera_period_us)):
+        known = cdr(camera_info(name, cameras.size_px))
+        for number, at_us in enumerate(stamps(T0_US + 20_000 * place, cameras.period_us)):
             add(topic, at_us, 30_000, stamped(payloads[number % len(payloads)]))
             add(info, at_us, 30_000, stamped(known))
     with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as bag:
