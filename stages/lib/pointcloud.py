@@ -15,6 +15,7 @@ DATATYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "
 COLUMNS = (("x",), ("y",), ("z",), ("intensity", "i"), ("ring", "channel"))
 TIMES = ("t", "time", "timestamp", "time_stamp", "offset_time")
 KNOT_US = 100
+FLOAT = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,17 @@ def decode(message: Any, header_us: int) -> Cloud:
     """
     rows = _rows(message)
     names = set(rows.dtype.names)
-    points = np.empty((rows.size, len(COLUMNS)), np.float32)
-    missing = []
-    for column, spellings in enumerate(COLUMNS):
-        name = next((s for s in spellings if s in names), None)
-        if name is not None:
-            points[:, column] = rows[name]
-        elif column < 3:
-            raise DataError(f"the cloud has no field {spellings[0]}, only {', '.join(rows.dtype.names)}")
-        else:
-            points[:, column] = 0
-            missing.append(spellings[0])
+    columns = [next((s for s in spellings if s in names), None) for spellings in COLUMNS]
+    missing = [spellings[0] for spellings, name in zip(COLUMNS, columns) if name is None]
+    for lacking in missing:
+        if lacking in ("x", "y", "z"):
+            raise DataError(f"the cloud has no field {lacking}, only {', '.join(rows.dtype.names)}")
+    points = _points(rows, columns)
     x, y, z = points[:, 0], points[:, 1], points[:, 2]
     keep = (x != 0) | (y != 0) | (z != 0)
-    for column in points.T:  # reducing along rows of five costs numpy many times more
-        keep &= np.isfinite(column)
+    finite = np.isfinite(points)
+    if not finite.all():
+        keep &= finite.all(1)
     name = next((s for s in TIMES if s in names), None)
     after_us = None if name is None else _after_us(rows[name], header_us)
     if after_us is not None:
@@ -86,6 +83,22 @@ def compensate(xyz_sensor: np.ndarray, since_us: np.ndarray, reference_us: int, 
         to_x, to_y, to_z, ahead = (np.ascontiguousarray(part).take(knot - first) for part in of_knots)
         moved[:, axis] = to_x * x + to_y * y + to_z * z + ahead
     return moved
+
+
+def _points(rows: np.ndarray, columns: list[str | None]) -> np.ndarray:
+    """The named fields of rows as (N, 5) float32, 0 where there is none."""
+    points = np.zeros((rows.size, len(columns)), np.float32)
+    fields = [rows.dtype.fields[name] if name else None for name in columns]
+    first = fields[0][1]
+    if fields[:4] == [(FLOAT, first + 4 * number) for number in range(4)]:
+        # Most clouds begin with these four: copied as one, as unaligned floats cost numpy three times more.
+        together = np.dtype({"names": ["xyzi"], "formats": ["V16"], "offsets": [0], "itemsize": 4 * len(columns)})
+        points.view(together)["xyzi"][:, 0] = rows.getfield("V16", first)
+        columns = [None, None, None, None, *columns[4:]]
+    for column, name in enumerate(columns):
+        if name:
+            points[:, column] = rows[name]
+    return points
 
 
 def _rows(message: Any) -> np.ndarray:

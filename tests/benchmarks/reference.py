@@ -52,7 +52,8 @@ class Filmed:
 
 def photographs(path: Path) -> Path:
     """20 s, 800 JPEG files of about 290 kB."""
-    payloads = {name: images(name, [jpeg(frame, 90) for frame in panned(number)]) for number, name in enumerate(CAMERAS)}
+    payloads = {name: images(name, [jpeg(frame, 90) for frame in panned(number)])
+                for number, name in enumerate(CAMERAS)}
     return write(path, SCENE_US, Filmed(payloads, 100_000, SIZE_PX), NUM_AZIMUTHS)
 
 
