@@ -29,6 +29,7 @@ MAY_IMPORT = {
 # library -> the files that may import it
 DOORS = {
     "rosbags": {"stages/lib/bag.py", "stages/sim/recorder.py"},
+    "av": {"stages/lib/video.py"},
     "pebble": {"stages/runners/local.py"},
     "hydra": {"stages/tools/config.py"},
     "typer": {"stages/tools/cli.py"},

@@ -30,7 +30,8 @@ from stages.lib.bagfiles import check, reason, rescue
 from stages.lib.errors import DataError
 from stages.lib.knobs import near_miss
 
-MACHINE_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC}
+MACHINE_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC,
+                  errno.ENOMEM}
 HEADER, TIME = "std_msgs/msg/Header", "builtin_interfaces/msg/Time"
 
 
@@ -139,6 +140,10 @@ class Bag:
                             f"header; {rescue(self._path)}")
         sec, nanosec = struct.unpack_from(little if self._is_ros1 or data[1] else big, data, offset)
         return sec * 1_000_000 + nanosec // 1000 if sec or nanosec else None
+
+    def shown_us(self, message: Message) -> int:
+        """A time [µs] that grows with the order of display of a video's pictures: sensor_us, else when it came."""
+        return self.sensor_us(message) or ns_to_us(message.receive_ns)
 
     def _list_topics(self) -> dict[str, Topic]:
         counts: dict[str, int] = {}

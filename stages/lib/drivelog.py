@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.lib import frames
+from stages.lib import frames, video
 from stages.lib.bag import Bag, ns_to_us
 from stages.lib.errors import ConfigError
 from stages.lib.frames import Frames
 from stages.lib.knobs import near_miss
 from stages.lib.rig import Signal
+from stages.lib.videolog import VideoLog
 
 Read = Callable[[Any], tuple[float, ...]]
 
@@ -31,6 +32,11 @@ class Arrivals:
     bytes: np.ndarray
     num_unstamped: int
 
+    def at(self, rows: np.ndarray) -> Arrivals:
+        """Those of some messages, by their numbers."""
+        return Arrivals(self.sensor_us[rows], self.receive_ns[rows], self.seq[rows], self.bytes[rows],
+                        self.num_unstamped)
+
     @property
     def lag_us(self) -> float:
         """The median of receive time minus stamp [µs]."""
@@ -41,13 +47,14 @@ class Arrivals:
 class DriveLog:
     """What one pass found. arrivals: topic -> Arrivals; values: name -> (N, k) rows beside its topic's arrivals;
     first: topic -> first message, decoded; num_changed: topic -> later messages that differ from the first one beyond
-    their stamp; transforms: of all /tf_static messages."""
+    their stamp; transforms: of all /tf_static messages; videos: topic -> what its packets say, of video topics."""
 
     arrivals: Mapping[str, Arrivals]
     values: Mapping[str, np.ndarray]
     first: Mapping[str, Any]
     num_changed: Mapping[str, int]
     transforms: Frames
+    videos: Mapping[str, VideoLog]
 
 
 @dataclass
@@ -80,6 +87,7 @@ def read(bag: Bag, sensor_topics: Iterable[str], info_topics: Iterable[str],
     first_bytes: dict[str, bytes] = {}
     num_changed = dict.fromkeys(sorted(info_topics & wanted), 0)
     transforms = Frames()
+    videos: dict[str, VideoLog] = {}
     for message in bag.messages(wanted):
         topic, own = message.topic, lists[message.topic]
         stamp_us = bag.sensor_us(message)
@@ -97,12 +105,18 @@ def read(bag: Bag, sensor_topics: Iterable[str], info_topics: Iterable[str],
             first.setdefault(topic, decoded)
             for values, read_ in by_topic[topic]:
                 values.append(read_(decoded))
-        elif topic not in first:
-            first[topic] = bag.decode(message)
+        elif topic not in first or topic in videos:
+            decoded = bag.decode(message)
+            codec = None if topic in first or topic not in sensor_topics else video.codec_of(decoded)
+            if codec:
+                videos[topic] = VideoLog(codec)
+            first.setdefault(topic, decoded)
+            if topic in videos:
+                videos[topic].add(decoded.data.tobytes(), message.receive_ns, own.sensor_us[-1])
     arrivals = {topic: Arrivals(*(np.array(column, np.int64) for column in (
         own.sensor_us, own.receive_ns, own.seq, own.bytes)), own.num_unstamped) for topic, own in lists.items()}
     values = {name: np.array(found, float).reshape(len(found), -1) for name, found in rows.items()}
-    return DriveLog(arrivals, values, first, num_changed, transforms)
+    return DriveLog(arrivals, values, first, num_changed, transforms, videos)
 
 
 def odometry(message: Any) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.lib import geometry, images, pointcloud
+from stages.lib import geometry, images, pointcloud, video
 from stages.lib.bag import Bag, stamp_us
 from stages.lib.calibration import CameraModel, Sensor
 from stages.lib.cameras import NUM_COEFFICIENTS
@@ -18,7 +18,7 @@ from stages.lib.frames import Frames
 from stages.lib.knobs import near_miss
 from stages.lib.rig import Channel, Rig
 
-MSGTYPES = {"camera": ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"),
+MSGTYPES = {"camera": ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image", *video.CAMERA_MSGTYPES),
             "lidar": ("sensor_msgs/msg/PointCloud2",)}
 CAMERA_INFO = ("sensor_msgs/msg/CameraInfo",)
 SAME_MODEL = {"fisheye": "equidistant", "": "plumb_bob"}  # what some drivers say instead
@@ -77,7 +77,8 @@ def sensor(bag: Bag, rig: Rig, name: str, log: DriveLog, where: Frames) -> Senso
     Raises DataError for a mount or calibration that is not known, and a message that can't be decoded.
     """
     channel, first = rig.channels[name], log.first[rig.channels[name].topic]
-    frame_id = first.header.frame_id
+    frame_id = video.frame_id(first)
+    stream = log.videos.get(channel.topic)
     if name in rig.mounts:
         mount = rig.mounts[name]
         T = geometry.transform(np.array(mount.translation_m), np.array(mount.rotation_wxyz))
@@ -89,14 +90,16 @@ def sensor(bag: Bag, rig: Rig, name: str, log: DriveLog, where: Frames) -> Senso
             pointcloud.decode(first, stamp_us(first.header))
         else:
             camera = camera_model(log.first[channel.info_topic])
-            height, width = images.from_message(first).shape[:2]
+            pixels = stream.first_picture() if stream else images.from_message(first)
+            height, width = pixels.shape[:2]
             if (width, height) != (camera.width_px, camera.height_px):
                 raise DataError(f"its images are {width}x{height}, its CameraInfo is for "
                                 f"{camera.width_px}x{camera.height_px}")
     except DataError as error:
         raise DataError(f"{bag.name}: {name} ({channel.topic}, first message): {error}\n"
                         "  correct the recording, or leave the channel out of the rig") from None
-    return Sensor(name, channel.modality, channel.topic, frame_id, T, camera, channel.clock_offset_us, channel.required)
+    return Sensor(name, channel.modality, channel.topic, frame_id, T, camera, channel.clock_offset_us, channel.required,
+                  stream and stream.video())
 
 
 def camera_model(message: Any) -> CameraModel:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from stages.lib import sidefiles
 from stages.lib.digests import canonical, digest_bytes, digest_file
 from stages.lib.errors import ConfigError
 from stages.lib.recordings import Recording
@@ -43,7 +44,8 @@ class Hashes:
 
 
 def discover(source: Path) -> list[Path]:
-    """Recordings: `source` itself, or under it; folders with a rosbag2 metadata.yaml, else single bag files; sorted.
+    """Recordings: `source` itself, or under it; folders of videos with their stamps, folders with a rosbag2
+    metadata.yaml, else single bag files; sorted. What lies inside such a folder is part of it.
 
     Raises ConfigError where there are none.
     """
@@ -52,13 +54,15 @@ def discover(source: Path) -> list[Path]:
             return [source]
         raise ConfigError(f"{source} is no recording: its name does not end in {', '.join(BAG_SUFFIXES)}\n"
                           "  `roadmill scan SOURCE` takes a folder of recordings, or one of them")
-    folders = sorted(path.parent for path in source.rglob("metadata.yaml") if _is_rosbag2(path))
+    drives = {path.parent for path in source.rglob("*") if sidefiles.stamps_path(path)}
+    drives |= {path.parent for path in source.rglob("metadata.yaml") if _is_rosbag2(path)}
+    folders = [path for path in sorted(drives) if not drives & set(path.parents)]
     inside = {folder.resolve() for folder in folders}
     files = [path for path in sorted(source.rglob("*")) if path.suffix in BAG_SUFFIXES and path.is_file()
              and not inside & set(path.resolve().parents)]
     if not folders + files:
-        raise ConfigError(f"{source} holds no recordings: no rosbag2 folder and no file ending in "
-                          f"{', '.join(BAG_SUFFIXES)}\n  check the path given to `roadmill scan`")
+        raise ConfigError(f"{source} holds no recordings: no rosbag2 folder, no folder of videos with their stamps "
+                          f"and no file ending in {', '.join(BAG_SUFFIXES)}\n  check the path given to `roadmill scan`")
     return sorted(folders + files)
 
 
