@@ -79,7 +79,7 @@ def test_an_undistorted_image_of_any_smaller_width_shows_a_point_where_its_k_pro
     rectifier = Rectifier(camera(), undistort=True, width_max_px=width_px)
     assert rectifier.halves == (width_px <= 160)
     jpeg = images.encode_jpeg(dots(raw_uv), 98)
-    saved = rectifier.apply(images.decode(jpeg, halved=rectifier.halves))
+    saved = rectifier.apply(images.decode(jpeg, halved=rectifier.halves), rectifier.halves)
     assert saved.shape[1::-1] == (rectifier.width_px, rectifier.height_px) == (width_px, round(180 * width_px / 320))
     expected, _ = cameras.project(xyz, rectifier.K)
     assert np.abs(find(saved, expected, reach=round(8 * width_px / 320)) - expected).max() < 0.1
@@ -111,7 +111,7 @@ def test_an_image_changes_only_where_a_lens_is_taken_out_and_a_fisheye_is_one_ev
 
 def test_an_image_of_another_size_than_its_calibration_is_refused():
     with pytest.raises(DataError, match="the image is 100x50, its CameraInfo is for 320x180"):
-        Rectifier(camera(), True, None).check((100, 50))
+        Rectifier(camera(), True, None).apply(np.zeros((50, 100, 3), np.uint8))
 
 
 def test_unknown_lenses_are_refused():

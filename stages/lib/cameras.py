@@ -38,7 +38,7 @@ class Rectifier:
 
     K (3, 3) [px], D (n,) of the saved image (empty: no distortion left), width_px, height_px
     changes  False where every saved image equals the recorded one
-    halves   whether a recorded image may be decoded to half its size before `apply`: the saved one needs no more
+    halves   whether the saved image needs no more than a recorded one decoded to half its size
 
     undistort  takes the lens distortion out, keeping K
     width_max_px  wider images are scaled down to this width, the height in proportion and K with them; None: never
@@ -65,12 +65,16 @@ class Rectifier:
             raise DataError(f"the image is {size_px[0]}x{size_px[1]}, its CameraInfo is for "
                             f"{self._camera.width_px}x{self._camera.height_px}")
 
-    def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """The image to be saved, (height_px, width_px, 3) uint8, of a recorded one (H, W, 3), whole or half its size.
+    def apply(self, pixels: np.ndarray, halved: bool = False) -> np.ndarray:
+        """The image to be saved, (height_px, width_px, 3) uint8, of a recorded one (H, W, 3) uint8.
 
+        halved  it was decoded to half its size, and `check` has seen the whole one's
         Undistortion goes straight to the saved size where that is half the image's or more: bilinear interpolation then
         passes over no pixel. A smaller one is made of the undistorted image by means over areas.
+        Raises DataError as `check` does.
         """
+        if not halved:
+            self.check(pixels.shape[1::-1])
         saved_px = self.width_px, self.height_px
         if self._undistorts:
             pixels = cv2.remap(pixels, *self._maps_for(pixels.shape[1::-1]), cv2.INTER_LINEAR)

@@ -33,17 +33,16 @@ class CameraFiles:
         Raises DataError for an image that can't be decoded or has not the size that its calibration is for. Of a JPEG
         that is copied only the frame header and the end mark are looked at; one that lacks them is decoded to be sure.
         """
-        jpeg, pixels = images.jpeg_file(message), None
+        rectifier, jpeg = self._rectifier, images.jpeg_file(message)
         size_px = images.jpeg_size_px(jpeg) if jpeg else None
         if size_px is None:
-            pixels = images.from_message(message)
-            size_px = pixels.shape[1::-1]
-        self._rectifier.check(size_px)
-        if jpeg and not self._rectifier.changes:
+            saved = rectifier.apply(images.from_message(message))
+            return jpeg if jpeg and not rectifier.changes else images.encode_jpeg(saved, self._jpeg_quality)
+        rectifier.check(size_px)
+        if not rectifier.changes:
             return jpeg
-        if pixels is None:
-            pixels = images.decode(jpeg, halved=self._rectifier.halves)
-        return images.encode_jpeg(self._rectifier.apply(pixels), self._jpeg_quality)
+        pixels = images.decode(jpeg, halved=rectifier.halves)
+        return images.encode_jpeg(rectifier.apply(pixels, rectifier.halves), self._jpeg_quality)
 
 
 class LidarFiles:
