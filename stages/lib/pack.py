@@ -7,6 +7,7 @@ The tar is POSIX (a pax header only for names that ustar cannot hold), regular f
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ class PackWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=0)
         self._sha256 = hashlib.sha256()
         self._names: set[str] = set()
         self.bytes = 0
@@ -54,16 +55,19 @@ class PackWriter:
         if name in self._names or not _is_safe(name):
             raise ValueError(f"pack member {name!r} is there already or not a plain relative path")
         self._names.add(name)
-        self._write(_header(name, len(content)))
-        offset = self.bytes
-        self._write(content)
-        self._write(bytes(-len(content) % BLOCK_BYTES))
+        header = _header(name, len(content))
+        offset = self.bytes + len(header)
+        self._write(header, content, bytes(-len(content) % BLOCK_BYTES))
         return offset, len(content)
 
-    def _write(self, piece: bytes | memoryview) -> None:
-        self._file.write(piece)
-        self._sha256.update(piece)
-        self.bytes += len(piece)
+    def _write(self, *pieces: bytes | memoryview) -> None:
+        num_bytes = sum(map(len, pieces))
+        written = os.writev(self._file.fileno(), pieces)
+        while written < num_bytes:  # a disk that is full says so at the next write
+            written += self._file.write(b"".join(pieces)[written:])
+        for piece in pieces:
+            self._sha256.update(piece)
+        self.bytes += num_bytes
 
 
 def read_member(pack_path: Path, offset: int, num_bytes: int) -> bytes:

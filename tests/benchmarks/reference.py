@@ -8,7 +8,7 @@ Payloads repeat with new stamps where that is cheaper; every picture of `photogr
 
 from __future__ import annotations
 
-import json
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -209,16 +209,17 @@ def rig() -> dict[str, Any]:
 
 
 def ready(make: Callable[[Path], Path], folder: Path) -> Path:
-    """`folder` with the recording and what ingest makes of it; kept from run to run."""
-    if not (folder / "ingest" / "done").exists():
-        folder.mkdir(parents=True)
-        recording = make(folder / "bag")
-        (folder / "ingest").mkdir()
-        item = Item("drive", {"drive_name": "drive", "drive_token": "d" * 32, "recording_digest": "0" * 64,
-                              "rig_name": "reference", "rig": rig()}, {})
-        facts = ingest.run(knobs.load(ingest.Knobs, {"rig": {}, "max_failed_ratio": 0.0}, "ingest"), item,
-                           {"recording": recording}, folder / "ingest")
-        (folder / "ingest" / "done").write_text(json.dumps(facts["drive"]))
+    """`folder` with the recording, kept from run to run, and what ingest makes of it now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "bag/metadata.yaml").exists():
+        shutil.rmtree(folder / "bag", ignore_errors=True)
+        make(folder / "bag")
+    shutil.rmtree(folder / "ingest", ignore_errors=True)
+    (folder / "ingest").mkdir()
+    item = Item("drive", {"drive_name": "drive", "drive_token": "d" * 32, "recording_digest": "0" * 64,
+                          "rig_name": "reference", "rig": rig()}, {})
+    ingest.run(knobs.load(ingest.Knobs, {"rig": {}, "max_failed_ratio": 0.0}, "ingest"), item,
+               {"recording": folder / "bag"}, folder / "ingest")
     return folder
 
 
