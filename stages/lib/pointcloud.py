@@ -76,11 +76,12 @@ def compensate(xyz_sensor: np.ndarray, since_us: np.ndarray, reference_us: int, 
     first = knot.min(initial=0)
     knots_us = reference_us + KNOT_US * np.arange(first, knot.max(initial=0) + 1) + KNOT_US // 2
     T_map_sensor = poses.T_map_ego(np.append(knots_us, reference_us)) @ T_ego_sensor
+    knot -= first
     T_ref_knot = geometry.invert(T_map_sensor[-1]) @ T_map_sensor[:-1]
     x, y, z = np.ascontiguousarray(xyz_sensor.T, float)
     moved = np.empty_like(xyz_sensor)
     for axis, of_knots in enumerate(T_ref_knot[:, :3].transpose(1, 2, 0)):  # a matrix per point costs five times more
-        to_x, to_y, to_z, ahead = (np.ascontiguousarray(part).take(knot - first) for part in of_knots)
+        to_x, to_y, to_z, ahead = (np.ascontiguousarray(part).take(knot) for part in of_knots)
         moved[:, axis] = to_x * x + to_y * y + to_z * z + ahead
     return moved
 

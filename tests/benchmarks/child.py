@@ -32,16 +32,18 @@ def ours(case: str, folder: Path, out: Path) -> dict[str, float]:
 
 
 def floor(case: str, folder: Path, out: Path) -> dict[str, float]:
-    """CPU seconds of the bare loop's second time over the same bytes."""
-    from tests.benchmarks.floors import FLOORS, plain_read
-    run = FLOORS[case](folder, QUALITY)
-    for _ in range(2):
+    """CPU seconds of the bare loop's second time over the same bytes, of one without images, and of a plain read."""
+    from tests.benchmarks import floors
+
+    def took_s(run: Callable[[], object]) -> float:
         before = cpu_s()
-        run(emptied(out))
-        took = cpu_s() - before
-    before = cpu_s()
-    num_bytes = plain_read(folder)
-    return {"scene_s": took, "read_s": cpu_s() - before, "read_mb": num_bytes / 1e6, "peak_mb": peak_mb()}
+        run()
+        return cpu_s() - before
+
+    run, rest = floors.FLOORS[case](folder, QUALITY), floors.without_images(folder, QUALITY)
+    run(emptied(out))
+    whole_s, rest_s = (took_s(lambda bare=bare: bare(emptied(out))) for bare in (run, rest))
+    return {"scene_s": whole_s, "images_s": whole_s - rest_s, "read_s": took_s(lambda: floors.plain_read(folder))}
 
 
 def place(case: str, folder: Path, out: Path) -> dict[str, float]:

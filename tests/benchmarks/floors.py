@@ -24,6 +24,11 @@ Run = Callable[[Path], None]
 Change = Callable[[str, memoryview], bytes | memoryview | None]
 
 
+def without_images(folder: Path, quality: int) -> Run:
+    """Only the clouds are kept; the images are read and left."""
+    return lambda out: _pass(folder, out, lambda name, content: None)
+
+
 def copied(folder: Path, quality: int) -> Run:
     """JPEG files stay as they are."""
     return lambda out: _pass(folder, out, lambda name, content: content)
