@@ -79,10 +79,11 @@ def test_an_undistorted_image_of_any_smaller_width_shows_a_point_where_its_k_pro
     rectifier = Rectifier(camera(), undistort=True, width_max_px=width_px)
     assert rectifier.halves == (width_px <= 160)
     jpeg = images.encode_jpeg(dots(raw_uv), 98)
-    saved = rectifier.apply(images.decode(jpeg, halved=rectifier.halves), rectifier.halves)
-    assert saved.shape[1::-1] == (rectifier.width_px, rectifier.height_px) == (width_px, round(180 * width_px / 320))
     expected, _ = cameras.project(xyz, rectifier.K)
-    assert np.abs(find(saved, expected, reach=round(8 * width_px / 320)) - expected).max() < 0.1
+    for saved in (rectifier.apply(images.decode(jpeg, halved=rectifier.halves), rectifier.halves),
+                  rectifier.apply(images.decode(jpeg))):
+        assert saved.shape[1::-1] == (rectifier.width_px, rectifier.height_px) == (width_px, round(180 * width_px / 320))
+        assert np.abs(find(saved, expected, reach=round(8 * width_px / 320)) - expected).max() < 0.1
 
 
 def test_scaling_keeps_the_corners_of_the_image_in_its_corners():

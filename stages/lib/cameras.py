@@ -5,6 +5,8 @@ Pixel centres are at integer coordinates, as in OpenCV and ROS. Models are named
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import cv2
 import numpy as np
 
@@ -50,7 +52,6 @@ class Rectifier:
         is_distorted = camera.model == FISHEYE or bool(np.any(camera.D))
         self._camera = camera
         self._undistorts = undistort and is_distorted
-        self._maps: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         scale = min(1.0, (width_max_px or camera.width_px) / camera.width_px)
         self.width_px, self.height_px = round(camera.width_px * scale), max(1, round(camera.height_px * scale))
         self.D = camera.D.copy() if is_distorted and not undistort else np.zeros(0)
@@ -58,6 +59,8 @@ class Rectifier:
         self.changes = self._undistorts or self.width_px != camera.width_px
         self.halves = all(whole % 2 == 0 and saved <= whole // 2 for whole, saved in (
             (camera.width_px, self.width_px), (camera.height_px, self.height_px)))
+        self._source_px = (camera.width_px // 2, camera.height_px // 2) if self.halves else (
+            camera.width_px, camera.height_px)
 
     def check(self, size_px: tuple[int, int]) -> None:
         """Raises DataError where the recorded image, (width, height), has not the size that the calibration is for."""
@@ -69,29 +72,29 @@ class Rectifier:
         """The image to be saved, (height_px, width_px, 3) uint8, of a recorded one (H, W, 3) uint8.
 
         halved  it was decoded to half its size, and `check` has seen the whole one's
-        Undistortion goes straight to the saved size where that is half the image's or more: bilinear interpolation then
-        passes over no pixel. A smaller one is made of the undistorted image by means over areas.
+        One that `halves` allows is halved first. Undistortion goes straight to the saved size where that is half of what
+        is left or more: bilinear interpolation passes over no pixel. Else means over areas follow.
         Raises DataError as `check` does.
         """
         if not halved:
             self.check(pixels.shape[1::-1])
-        saved_px = self.width_px, self.height_px
+            if self.halves:
+                pixels = cv2.resize(pixels, self._source_px, interpolation=cv2.INTER_AREA)
         if self._undistorts:
-            pixels = cv2.remap(pixels, *self._maps_for(pixels.shape[1::-1]), cv2.INTER_LINEAR)
-        if pixels.shape[1::-1] != saved_px:
-            pixels = cv2.resize(pixels, saved_px, interpolation=cv2.INTER_AREA)
+            pixels = cv2.remap(pixels, *self._maps, cv2.INTER_LINEAR)
+        if pixels.shape[1::-1] != (self.width_px, self.height_px):
+            pixels = cv2.resize(pixels, (self.width_px, self.height_px), interpolation=cv2.INTER_AREA)
         return pixels
 
-    def _maps_for(self, size_px: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    @cached_property
+    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
         """Where each pixel of the undistorted image comes from, in cv2.remap's fixed-point form (1/32 px)."""
-        if size_px not in self._maps:
-            camera = self._camera
-            lens = cv2.fisheye if camera.model == FISHEYE else cv2
-            K_from = scaled(camera.K, size_px[0] / camera.width_px, size_px[1] / camera.height_px)
-            straight = size_px[0] <= 2 * self.width_px and size_px[1] <= 2 * self.height_px
-            K_to, to_px = (self.K, (self.width_px, self.height_px)) if straight else (K_from, size_px)
-            self._maps[size_px] = lens.initUndistortRectifyMap(K_from, camera.D, np.eye(3), K_to, to_px, cv2.CV_16SC2)
-        return self._maps[size_px]
+        camera, source_px, saved_px = self._camera, self._source_px, (self.width_px, self.height_px)
+        lens = cv2.fisheye if camera.model == FISHEYE else cv2
+        K_source = scaled(camera.K, source_px[0] / camera.width_px, source_px[1] / camera.height_px)
+        straight = all(source <= 2 * saved for source, saved in zip(source_px, saved_px))
+        K_to, to_px = (self.K, saved_px) if straight else (K_source, source_px)
+        return lens.initUndistortRectifyMap(K_source, camera.D, np.eye(3), K_to, to_px, cv2.CV_16SC2)
 
 
 def scaled(K: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
