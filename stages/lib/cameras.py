@@ -72,8 +72,8 @@ class Rectifier:
         """The image to be saved, (height_px, width_px, 3) uint8, of a recorded one (H, W, 3) uint8.
 
         halved  it was decoded to half its size, and `check` has seen the whole one's
-        One that `halves` allows is halved first. Undistortion goes straight to the saved size where that is half of what
-        is left or more: bilinear interpolation passes over no pixel. Else means over areas follow.
+        One that `halves` allows is halved first. Undistortion goes straight to the saved size where that is half of
+        what is left or more: bilinear interpolation passes over no pixel. Else means over areas follow.
         Raises DataError as `check` does.
         """
         if not halved:
