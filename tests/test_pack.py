@@ -67,6 +67,22 @@ def test_a_name_that_leaves_the_folder_is_not_added(tmp_path, name):
         writer.add(name, b"")
 
 
+@pytest.mark.parametrize("name", ["a", "samples/CAM_FRONT/x.jpg", "a" * 100, "a" * 101, "ä"])
+@pytest.mark.parametrize("num_bytes", [0, 1, 511, 512, 8**11 - 1, 8**11])
+def test_headers_are_those_of_tarfile(name, num_bytes):
+    member = tarfile.TarInfo(name)
+    member.size = num_bytes
+    assert pack._header(name, num_bytes) == member.tobuf(tarfile.PAX_FORMAT)
+
+
+def test_a_write_that_ends_early_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "writev", lambda file, pieces: os.write(file, pieces[0][:100]))
+    with pack.PackWriter(tmp_path / "p.tar") as writer:
+        offset, num_bytes = writer.add("samples/x", b"content")
+    assert pack.read_member(tmp_path / "p.tar", offset, num_bytes) == b"content"
+    assert hashlib.sha256((tmp_path / "p.tar").read_bytes()).hexdigest() == writer.digest
+
+
 def test_a_name_is_added_once(tmp_path):
     with pack.PackWriter(tmp_path / "p.tar") as writer:
         writer.add("samples/x", b"")

@@ -123,10 +123,11 @@ class Bag:
     def decode(self, message: Message) -> Any:
         """The message as rosbags' dataclass: field names as in ROS, arrays as numpy. Raises DataError."""
         store = self._typestore(message.msgtype)
+        data = memoryview(message.data)  # of bytes, rosbags would copy all but the first four
         try:
             if self._is_ros1:
-                return store.deserialize_ros1(message.data, message.msgtype)
-            return store.deserialize_cdr(message.data, message.msgtype)
+                return store.deserialize_ros1(data, message.msgtype)
+            return store.deserialize_cdr(data, message.msgtype)
         except Exception as error:
             raise _damage(error, self._path, self.name, _place(message)) from None
 

@@ -27,14 +27,22 @@ class CameraFiles:
         self._rectifier = rectifier
         self._jpeg_quality = jpeg_quality
 
-    def content(self, message: Any, at_us: int) -> bytes:
+    def content(self, message: Any, at_us: int) -> bytes | memoryview:
         """The image as it is to be saved; the message's own bytes where they are a JPEG and nothing changes the image.
 
-        Raises DataError for an image that can't be decoded or has not the size that its calibration is for.
+        Raises DataError for an image that can't be decoded or has not the size that its calibration is for. Of a JPEG
+        that is copied only the frame header and the end mark are looked at; one that lacks them is decoded to be sure.
         """
-        saved = self._rectifier.apply(images.from_message(message))
-        copied = None if self._rectifier.changes else images.jpeg_bytes(message)
-        return copied or images.encode_jpeg(saved, self._jpeg_quality)
+        rectifier, jpeg = self._rectifier, images.jpeg_file(message)
+        size_px = images.jpeg_size_px(jpeg) if jpeg else None
+        if size_px is None:
+            saved = rectifier.apply(images.from_message(message))
+            return jpeg if jpeg and not rectifier.changes else images.encode_jpeg(saved, self._jpeg_quality)
+        rectifier.check(size_px)
+        if not rectifier.changes:
+            return jpeg
+        pixels = images.decode(jpeg, halved=rectifier.halves)
+        return images.encode_jpeg(rectifier.apply(pixels, rectifier.halves), self._jpeg_quality)
 
 
 class LidarFiles:

@@ -6,7 +6,6 @@ give it another's stamp. One thread a decoder: the same bytes whatever the numbe
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,20 +33,6 @@ NAMES = {**dict.fromkeys(("h264", "h.264", "avc", "avc1", "x264", "libx264"), "h
 DECODERS = ("h264", "hevc")
 
 av.logging.set_level(None)  # what libav would print is raised here, or counted
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc keep what pictures leave: taking it from the system anew for each cost a sixth of a scene's CPU time.
-
-    mallopt(3): M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1. Other C libraries have none, or other habits.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(-3, 32 << 20)
-        mallopt(-1, 128 << 20)
-
-
-_keep_freed_memory()
 
 
 @dataclass(frozen=True)
