@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.lib import calibration, fragment, keyframes, preview, report, tables
+from stages.lib import calibration, fragment, keyframes, packets, preview, report, tables
 from stages.lib.bag import open_bag
 from stages.lib.calibration import Sensor
 from stages.lib.cameras import Rectifier
@@ -273,12 +273,13 @@ def _write_pack(scene: Scene, files: Mapping[str, CameraFiles | LidarFiles], cho
             if topic in bag.topics and bag.topics[topic].msgtype not in kind.msgtypes:
                 raise DataError(f"{drive}: {topic} is {bag.topics[topic].msgtype}, expected "
                                 f"{' or '.join(kind.msgtypes)}\n  correct its topic or modality in the rig")
-        for message in bag.messages(topics, chosen["receive_ns"].min(), chosen["receive_ns"].max() + 1):
+        found = bag.messages(topics, chosen["from_ns"].min(), chosen["receive_ns"].max() + 1)
+        for message, turn in packets.joined(bag, found):
             row = left.pop((message.topic, message.receive_ns, message.seq), None)
             if row is None:
                 continue
             channel, at_us = row["channel"], row["stamp_us"]
-            decoded = bag.decode(message)
+            decoded = turn or bag.decode(message)
             try:
                 content = files[channel].content(decoded, at_us)
             except DataError as error:

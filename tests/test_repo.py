@@ -29,6 +29,7 @@ MAY_IMPORT = {
 # library -> the files that may import it
 DOORS = {
     "rosbags": {"stages/lib/bag.py", "stages/sim/recorder.py"},
+    "velodyne_decoder": {"stages/lib/packets.py"},
     "pebble": {"stages/runners/local.py"},
     "hydra": {"stages/tools/config.py"},
     "typer": {"stages/tools/cli.py"},

@@ -111,7 +111,7 @@ def write(folder, rows, rig=None, poses_us=None):
     seen, index = {}, []
     for channel, at_us, receive_ns, _ in rows:
         seq = seen[channel, receive_ns] = seen.get((channel, receive_ns), -1) + 1
-        index.append((channel, at_us, receive_ns, seq, 0))
+        index.append((channel, at_us, receive_ns, seq, 0, receive_ns))
     tables.write(pl.DataFrame(index, tables.INDEX, orient="row"), folder / "index")
     stamps = np.arange(T0, END + 1, 20_000) if poses_us is None else poses_us
     numbers = np.array([np.hstack(geometry.split(pose(at))) for at in stamps])

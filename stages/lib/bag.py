@@ -29,6 +29,7 @@ from rosbags.typesys.store import Typestore
 from stages.lib.bagfiles import check, reason, rescue
 from stages.lib.errors import DataError
 from stages.lib.knobs import near_miss
+from stages.lib.msgdefs import KNOWN
 
 MACHINE_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC}
 HEADER, TIME = "std_msgs/msg/Header", "builtin_interfaces/msg/Time"
@@ -185,7 +186,7 @@ class Bag:
             defined = [c.msgdef for c in self._reader.connections
                        if _full(c.msgtype) == msgtype and c.msgdef.format != MessageDefinitionFormat.NONE]
             try:
-                store = _parsed(defined[0], msgtype) if defined else get_typestore(Stores.ROS2_HUMBLE)
+                store = _parsed(defined[0], msgtype) if defined else _known()
             except Exception as error:
                 raise DataError(f"{self.name}: the definition of {msgtype} can't be read: {reason(error)}; "
                                 "leave its topic out of the rig, or rewrite it with `ros2 bag convert`") from None
@@ -248,6 +249,14 @@ def _parsed(definition: Any, msgtype: str) -> Typestore:
             types.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
     store = get_typestore(Stores.EMPTY)
     store.register(types)
+    return store
+
+
+def _known() -> Typestore:
+    """The types of ROS 2 Humble and those of msgdefs."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    for msgtype, text in KNOWN.items():
+        store.register(get_types_from_msg(text, msgtype))
     return store
 
 

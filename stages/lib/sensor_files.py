@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.lib import images, pack, pointcloud
+from stages.lib import images, lidar, pack, pointcloud
 from stages.lib.bag import stamp_us
 from stages.lib.calibration import Sensor
 from stages.lib.cameras import Rectifier
@@ -38,14 +38,14 @@ class CameraFiles:
 
 
 class LidarFiles:
-    """Files of float32 rows x, y, z, intensity, ring of a lidar's PointCloud2 messages, in the sensor frame.
+    """Files of float32 rows x, y, z, intensity, ring of a lidar's clouds and scans of packets, in the sensor frame.
 
     poses      where points are moved to the message's stamp by the ego motion; None: they stay as measured
     period_us  a turn's usual time
     counts     num_invalid_points and num_clouds_without_{intensity,ring,time} are counted here
     """
 
-    msgtypes = ("sensor_msgs/msg/PointCloud2",)
+    msgtypes = lidar.MSGTYPES
 
     def __init__(self, sensor: Sensor, poses: Poses | None, period_us: float, counts: Counter[str]) -> None:
         self._sensor = sensor
@@ -59,7 +59,7 @@ class LidarFiles:
         Raises DataError for a cloud that can't be decoded, or whose points were measured at times that no turn has.
         """
         header_us = stamp_us(message.header)
-        cloud = pointcloud.decode(message, header_us)
+        cloud = lidar.decode(message, header_us)
         self._counts["num_invalid_points"] += cloud.num_dropped
         self._counts.update(f"num_clouds_without_{what}" for what in cloud.missing)
         points = cloud.points

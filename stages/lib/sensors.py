@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.lib import geometry, images, pointcloud
+from stages.lib import geometry, images, lidar, packets
 from stages.lib.bag import Bag, stamp_us
 from stages.lib.calibration import CameraModel, Sensor
 from stages.lib.cameras import NUM_COEFFICIENTS
@@ -19,7 +19,7 @@ from stages.lib.knobs import near_miss
 from stages.lib.rig import Channel, Rig
 
 MSGTYPES = {"camera": ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"),
-            "lidar": ("sensor_msgs/msg/PointCloud2",)}
+            "lidar": lidar.MSGTYPES}
 CAMERA_INFO = ("sensor_msgs/msg/CameraInfo",)
 SAME_MODEL = {"fisheye": "equidistant", "": "plumb_bob"}  # what some drivers say instead
 
@@ -76,17 +76,25 @@ def sensor(bag: Bag, rig: Rig, name: str, log: DriveLog, where: Frames) -> Senso
 
     Raises DataError for a mount or calibration that is not known, and a message that can't be decoded.
     """
-    channel, first = rig.channels[name], log.first[rig.channels[name].topic]
+    channel = rig.channels[name]
+    first = log.first.get(channel.topic)
+    if first is None:
+        raise DataError(f"{bag.name}: {name}: the {bag.topics[channel.topic].count} packets of {channel.topic} hold no "
+                        f"whole turn of a Velodyne lidar, cut behind it, of {packets.PACKET_BYTES} bytes each\n"
+                        "  correct the recording, or leave the channel out of the rig")
     frame_id = first.header.frame_id
     if name in rig.mounts:
         mount = rig.mounts[name]
         T = geometry.transform(np.array(mount.translation_m), np.array(mount.rotation_wxyz))
+    elif not frame_id:
+        raise DataError(f"{bag.name}: {name}: the messages of {channel.topic} name no frame\n"
+                        f"  state where it is in the rig: mounts.{name}")
     else:
         T = where.T_ego(rig.ego_frame, frame_id, channel.topic, bag.name)
     try:
         camera = None
         if channel.modality == "lidar":
-            pointcloud.decode(first, stamp_us(first.header))
+            lidar.decode(first, stamp_us(first.header))
         else:
             camera = camera_model(log.first[channel.info_topic])
             height, width = images.from_message(first).shape[:2]
