@@ -145,8 +145,8 @@ def _index(channels: Mapping[str, Channel], log: DriveLog, faults: Faults
                      "num_duplicate": kept.num_duplicate, "num_backward": kept.num_backward,
                      "num_dropped": num_dropped, "max_gap_us": int(np.diff(stamps_us).max(initial=0))})
         parts.append(tables.frame({"channel": [name] * len(stamps_us), "stamp_us": stamps_us, **{
-            column: getattr(came, column)[kept.keep]
-            for column in ("receive_ns", "seq", "bytes", "from_ns")}}, tables.INDEX))
+            column: getattr(came, column)[kept.keep] for column in ("receive_ns", "seq", "bytes")},
+            "decode_from_ns": came.from_ns[kept.keep]}, tables.INDEX))
     return pl.concat(parts).sort("stamp_us", "channel"), rows, gaps
 
 

@@ -273,7 +273,7 @@ def _write_pack(scene: Scene, files: Mapping[str, CameraFiles | LidarFiles], cho
             if topic in bag.topics and bag.topics[topic].msgtype not in kind.msgtypes:
                 raise DataError(f"{drive}: {topic} is {bag.topics[topic].msgtype}, expected "
                                 f"{' or '.join(kind.msgtypes)}\n  correct its topic or modality in the rig")
-        found = bag.messages(topics, chosen["from_ns"].min(), chosen["receive_ns"].max() + 1)
+        found = bag.messages(topics, chosen["decode_from_ns"].min(), chosen["receive_ns"].max() + 1)
         for message, turn in packets.joined(bag, found):
             row = left.pop((message.topic, message.receive_ns, message.seq), None)
             if row is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def packet(azimuths_deg: np.ndarray, distances_m: np.ndarray, intensities: np.nd
 @dataclass(frozen=True)
 class Fired:
     """One packet: stamp_us when its first laser fired, data (1206,), points (384, 5) x, y, z, intensity, ring in the
-    sensor frame, times_us (384,) after stamp_us, azimuth_deg of its last block."""
+    sensor frame, times_us (384,) after stamp_us, azimuth_deg of its first block."""
 
     stamp_us: int
     data: np.ndarray
@@ -74,15 +75,15 @@ def fire(start_us: int, num_packets: int, T_map_sensor: Callable[[np.ndarray], n
                                   np.tile(RING, 24)])
         data = packet(azimuth_deg.reshape(12, 32)[:, 0] % 360, distance.reshape(12, 32), intensity.reshape(12, 32),
                       sensor_us + begin_us)
-        fired.append(Fired(start_us + begin_us, data, points, times_us - begin_us, azimuth_deg[-32] % 360))
+        fired.append(Fired(start_us + begin_us, data, points, times_us - begin_us, azimuth_deg[0] % 360))
     return fired
 
 
 def turns(fired: list[Fired]) -> list[list[Fired]]:
-    """The whole turns among them, from behind the sensor once round."""
+    """The whole turns among them: each ends with the first packet that begins past 180 deg."""
     past = np.array([(one.azimuth_deg - 180) % 360 for one in fired])
     ends = np.flatnonzero(np.diff(past) < 0) + 1
-    return [fired[first + 1:last + 1] for first, last in zip(ends[:-1], ends[1:])]
+    return [fired[first + 1:last + 1] for first, last in pairwise(ends)]
 
 
 def off_walls_m(xyz_map: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ class Turn:
 
 
 class Turns:
-    """Cuts a stream of single packets into turns: a turn ends with the packet that reaches 180 deg or passes it."""
+    """Cuts a stream of single packets into turns: a turn ends with the first packet that begins past 180 deg."""
 
     def __init__(self) -> None:
         self._before: tuple[int, int, int] | None = None
@@ -73,20 +73,21 @@ class Turns:
         if len(message.data) != PACKET_BYTES:
             return None
         header = getattr(message, "header", None) or Header(message.stamp, "")
-        past_cdeg = (int(message.data[1102]) + 256 * int(message.data[1103]) - CUT_CDEG) % TURN_CDEG
+        past_cdeg = (int(message.data[2]) + 256 * int(message.data[3]) - CUT_CDEG) % TURN_CDEG
         now_us = int(_sensor_us(message.data[None])[0])
         before, self._before = self._before, (past_cdeg, now_us, receive_ns)
         if before is None:
             return None
         last_cdeg, last_us, last_ns = before
-        if self._packets is not None:
+        hole = (now_us - last_us) % HOUR_US > MAX_HOLE_US
+        if hole or (now_us - self._cut_us) % HOUR_US > MAX_TURN_US:
+            self._packets = None
+        elif self._packets is not None:
             self._packets.append(Packet(header.stamp, message.data))
-            if (now_us - last_us) % HOUR_US > MAX_HOLE_US or (now_us - self._cut_us) % HOUR_US > MAX_TURN_US:
-                self._packets = None
         if last_cdeg - past_cdeg < TURN_CDEG // 2:
             return None
         turn = Turn(header, self._packets, self._from_ns) if self._packets else None
-        self._packets, self._cut_us, self._from_ns = [], now_us, last_ns
+        self._packets, self._cut_us, self._from_ns = None if hole else [], now_us, last_ns
         return turn
 
 
@@ -115,11 +116,12 @@ def decode(scan: Any, header_us: int) -> Cloud:
     sensor_us = _sensor_us(np.stack([packet.data for packet in scan.packets]))
     since_first_us = (sensor_us - sensor_us[0] + HOUR_US // 2) % HOUR_US - HOUR_US // 2
     rows = _decoded(scan.packets, since_first_us)
-    after_us = None
-    first_us = np.array([stamp_us(packet) - header_us for packet in scan.packets]) - since_first_us
-    if len(rows) and np.median(np.abs(first_us - np.median(first_us))) <= MAX_JITTER_US:
-        after_us = rows[:, 4] * 1e6 + np.median(first_us)
-    return Cloud(rows[:, [0, 1, 2, 3, 6]], after_us, () if after_us is not None else ("time",), 0)
+    stamps_us = np.array([stamp_us(packet) for packet in scan.packets])
+    first_us = stamps_us - header_us - since_first_us
+    middle_us = np.median(first_us)
+    timed = len(rows) and stamps_us.all() and np.median(np.abs(first_us - middle_us)) <= MAX_JITTER_US
+    after_us = rows[:, 4] * 1e6 + middle_us if timed else None
+    return Cloud(rows[:, [0, 1, 2, 3, 6]], after_us, () if timed else ("time",), 0)
 
 
 def _sensor_us(data: np.ndarray) -> np.ndarray:

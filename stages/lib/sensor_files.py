@@ -15,7 +15,7 @@ from stages.lib.errors import DataError
 from stages.lib.poses import Poses
 
 TURN_SLACK = 1.1  # a turn may take that much longer than the median one
-MIN_TURN_RATIO = 0.02  # points of one message span at least that much of it
+MIN_TURN_RATIO = 0.02  # points of a PointCloud2 span at least that much of it, or their times have another unit
 
 
 class CameraFiles:
@@ -65,14 +65,14 @@ class LidarFiles:
         points = cloud.points
         if self._poses is not None and cloud.after_us is not None:
             since_us = cloud.after_us + (header_us + self._sensor.clock_offset_us - at_us)
-            self._check(since_us)
+            self._check(since_us, 0 if hasattr(message, "packets") else MIN_TURN_RATIO)
             points[:, :3] = pointcloud.compensate(points[:, :3], since_us, at_us, self._poses,
                                                   T_ego_sensor=self._sensor.T_ego_sensor)
         return pack.points_bytes(points)
 
-    def _check(self, since_us: np.ndarray) -> None:
+    def _check(self, since_us: np.ndarray, min_ratio: float) -> None:
         first, last = since_us.min(), since_us.max()
-        if max(-first, last) > self._turn_us or last - first < MIN_TURN_RATIO * self._turn_us:
+        if max(-first, last) > self._turn_us or last - first < min_ratio * self._turn_us:
             raise DataError(f"its points say they were measured {first / 1e3:.3f} to {last / 1e3:.3f} ms after the "
                             f"stamp, a turn takes {self._turn_us / TURN_SLACK / 1e3:.1f} ms\n"
                             "  correct stamp and clock_offset_us in the rig, or set sample.motion_compensate=false")
