@@ -18,7 +18,7 @@ from rosbags.typesys import get_types_from_msg
 
 from stages import sample
 from stages.lib import bag, geometry, knobs, pack, packets, tables
-from stages.lib.errors import DataError
+from stages.lib.errors import ConfigError, DataError
 from stages.lib.stage import Item
 from tests import tinybags, tinydrive, velodyne
 from tests.tinybags import T0_US
@@ -502,6 +502,14 @@ def test_packets_that_name_no_frame_need_the_rigs_mount(driven, tmp_path):
     with pytest.raises(DataError, match=r"bag: LIDAR_TOP: the messages of /lidar name no frame\n"
                                         r"  state where it is in the rig: mounts.LIDAR_TOP"):
         drive(tmp_path, "VelodynePacket", driven, {**RIG, "mounts": {}})
+
+
+@pytest.mark.parametrize("stamp", ["begin", "middle"])
+def test_single_packets_are_stamped_at_the_end_of_their_turn_and_a_rig_that_says_else_is_wrong(stamp, driven, tmp_path):
+    rig = {**RIG, "channels": {"LIDAR_TOP": {**RIG["channels"]["LIDAR_TOP"], "stamp": stamp}}}
+    with pytest.raises(ConfigError, match=f"bag: channels.LIDAR_TOP.stamp is {stamp}, but /lidar has a packet a "
+                                          "message, and a turn of them the stamp of its last\n  say `stamp: end` in"):
+        drive(tmp_path, "UdpPacket", driven, rig)
 
 
 def test_packets_of_an_unknown_model_stop_the_drive_with_topic_and_way_out(driven, tmp_path):

@@ -12,7 +12,7 @@ from stages.lib.calibration import CameraModel, Sensor
 from stages.lib.cameras import NUM_COEFFICIENTS
 from stages.lib.drivelog import DriveLog
 from stages.lib.egopose import TYPES, topics
-from stages.lib.errors import DataError
+from stages.lib.errors import ConfigError, DataError
 from stages.lib.faults import Faults
 from stages.lib.frames import Frames
 from stages.lib.knobs import near_miss
@@ -74,7 +74,8 @@ def frames(rig: Rig, log: DriveLog, faults: Faults) -> Frames:
 def sensor(bag: Bag, rig: Rig, name: str, log: DriveLog, where: Frames) -> Sensor:
     """A channel's place and camera model; its first message is decoded to see that it can be.
 
-    Raises DataError for a mount or calibration that is not known, and a message that can't be decoded.
+    Raises DataError for a mount or calibration that is not known, and a message that can't be decoded; ConfigError for
+    a stamp that single packets can't have.
     """
     channel = rig.channels[name]
     first = log.first.get(channel.topic)
@@ -82,6 +83,9 @@ def sensor(bag: Bag, rig: Rig, name: str, log: DriveLog, where: Frames) -> Senso
         raise DataError(f"{bag.name}: {name}: the {bag.topics[channel.topic].count} packets of {channel.topic} hold no "
                         f"whole turn of a Velodyne lidar, cut behind it, of {packets.PACKET_BYTES} bytes each\n"
                         "  correct the recording, or leave the channel out of the rig")
+    if isinstance(first, packets.Turn) and channel.stamp != "end":
+        raise ConfigError(f"{bag.name}: channels.{name}.stamp is {channel.stamp}, but {channel.topic} has a packet a "
+                          "message, and a turn of them the stamp of its last\n  say `stamp: end` in the rig")
     frame_id = first.header.frame_id
     if name in rig.mounts:
         mount = rig.mounts[name]
