@@ -57,7 +57,7 @@ def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path) -> Facts:
     drives, channels, gaps and faults, each topic's span, and the gyro's `yaw_axis`.
 
     Raises DataError for a damaged recording, a required topic that is missing, empty or of another type, a mount or a
-    calibration that is not known; ConfigError for a signal's field.
+    calibration that is not known; ConfigError for a signal's field and a stamp that single packets can't have.
     """
     drive, rig_name, token = (item.params[key] for key in ("drive_name", "rig_name", "drive_token"))
     rig, faults = rigs.load(item.params["rig"], rig_name), Faults()
