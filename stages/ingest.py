@@ -70,7 +70,7 @@ def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path) -> Facts:
     drives, channels, gaps and faults, each topic's span, and the gyro's `yaw_axis`.
 
     Raises DataError for a damaged recording, a required topic that is missing, empty or of another type, a mount or a
-    calibration that is not known; ConfigError for a signal's field.
+    calibration that is not known; ConfigError for a signal's field and a stamp that single packets can't have.
     """
     drive, rig_name, token = (item.params[key] for key in ("drive_name", "rig_name", "drive_token"))
     rig, faults = rigs.load(item.params["rig"], rig_name), Faults()
@@ -141,7 +141,7 @@ def _index(channels: Mapping[str, Channel], log: DriveLog, faults: Faults
     middle of its exposure or turn."""
     parts, rows, gaps = [tables.frame([], tables.INDEX)], [], []
     for name, channel in channels.items():
-        came, from_ns = log.arrivals[channel.topic], log.arrivals[channel.topic].receive_ns
+        came, from_ns = log.arrivals[channel.topic], log.arrivals[channel.topic].from_ns
         num_messages, stream = len(came.sensor_us), log.videos.get(channel.topic)
         if stream:
             pictures = np.flatnonzero(stream.from_ns >= 0)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.lib import calibration, fragment, keyframes, preview, report, tables
+from stages.lib import calibration, fragment, keyframes, packets, preview, report, tables
 from stages.lib.bag import Bag, Message, ns_to_us
 from stages.lib.calibration import Sensor
 from stages.lib.cameras import Rectifier
@@ -302,13 +302,13 @@ def _write_pack(scene: Scene, files: Mapping[str, Files], chosen: Selection, rec
 
         videos = {topic: files[channel] for topic, channel in channels.items()
                   if isinstance(files[channel], VideoFiles)}
-        for message in _messages(bag, channels, videos, frames):
+        for message, turn in packets.joined(bag, _messages(bag, channels, frames)):
             row = left.pop((message.topic, message.receive_ns, message.seq), None)
             channel = channels[message.topic]
             if message.topic in videos:
                 store(videos[message.topic].push(bag, message), channel, ns_to_us(message.receive_ns))
             elif row is not None:
-                store(_one(row, files[channel], bag.decode(message)), channel, row["stamp_us"])
+                store(_one(row, files[channel], turn or bag.decode(message)), channel, row["stamp_us"])
         for topic, video in videos.items():
             store(video.rest(), channels[topic], scene.end_us)
     if left:
@@ -323,12 +323,15 @@ def _one(row: Mapping[str, Any], files: Files, message: Any) -> Iterator[tuple[M
     yield row, files.content(message, row["stamp_us"])
 
 
-def _messages(bag: Bag, topics: Iterable[str], videos: Iterable[str], frames: pl.DataFrame) -> Iterator[Message]:
-    """All messages from the first wanted one to the last; of videos also those before that decoding begins with."""
+def _messages(bag: Bag, channels: Mapping[str, str], frames: pl.DataFrame) -> Iterator[Message]:
+    """All messages (of topic -> channel) from the first wanted one to the last; of videos and single packets also those
+    before that decoding begins with."""
     start_ns, stop_ns = frames["receive_ns"].min(), frames["receive_ns"].max() + 1
-    if videos:
-        yield from bag.messages(videos, frames["decode_from_ns"].min(), start_ns)
-    yield from bag.messages(topics, start_ns, stop_ns)
+    early = set(frames.filter(pl.col("decode_from_ns") < pl.col("receive_ns"))["channel"])
+    if early:
+        yield from bag.messages([topic for topic, channel in channels.items() if channel in early],
+                                frames["decode_from_ns"].min(), start_ns)
+    yield from bag.messages(channels, start_ns, stop_ns)
 
 
 def _check_lost(scene: Scene, chosen: Selection, stored: set[tuple[str, int]]) -> None:

@@ -31,6 +31,7 @@ MAY_IMPORT = {
 DOORS = {
     "rosbags": {"stages/lib/bag.py", "stages/sim/recorder.py"},
     "av": {"stages/lib/video.py"},
+    "velodyne_decoder": {"stages/lib/packets.py"},
     "pebble": {"stages/runners/local.py"},
     "hydra": {"stages/tools/config.py"},
     "dvc": {"stages/tools/history.py"},

@@ -33,6 +33,7 @@ from stages.lib import inflate
 from stages.lib.bagfiles import check, reason, rescue
 from stages.lib.errors import DataError, RoadmillError
 from stages.lib.knobs import near_miss
+from stages.lib.msgdefs import KNOWN
 
 storage_mcap.DECOMPRESSORS.update(zstd=inflate.zstd, lz4=inflate.lz4)
 rosbag1_reader.decompressors.update(bz2=inflate.bz2, lz4=inflate.lz4)
@@ -200,7 +201,7 @@ class Bag:
             defined = [c.msgdef for c in self._reader.connections
                        if _full(c.msgtype) == msgtype and c.msgdef.format != MessageDefinitionFormat.NONE]
             try:
-                store = _parsed(defined[0], msgtype) if defined else get_typestore(Stores.ROS2_HUMBLE)
+                store = _parsed(defined[0], msgtype) if defined else _known()
             except Exception as error:
                 raise DataError(f"{self.name}: the definition of {msgtype} can't be read: {reason(error)}; "
                                 "leave its topic out of the rig, or rewrite it with `ros2 bag convert`") from None
@@ -264,6 +265,14 @@ def _parsed(definition: Any, msgtype: str) -> Typestore:
     _check_lists({name: fields for name, (_, fields) in types.items()})
     store = get_typestore(Stores.EMPTY)
     store.register(types)
+    return store
+
+
+def _known() -> Typestore:
+    """The types of ROS 2 Humble and those of msgdefs."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    for msgtype, text in KNOWN.items():
+        store.register(get_types_from_msg(text, msgtype))
     return store
 
 
