@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stages.lib import pack
+from stages.lib.digests import digest_bytes, digest_file
 from stages.lib.errors import DataError
 
 MEMBERS = {"samples/CAM_FRONT/a__CAM_FRONT__1.jpg": b"one", "sweeps/LIDAR_TOP/a__LIDAR_TOP__2.pcd.bin": bytes(1000),
@@ -125,3 +126,16 @@ def test_points_are_float32_rows_of_five():
     np.testing.assert_array_equal(pack.read_points(content), points)
     with pytest.raises(DataError, match=r"a \.pcd\.bin of 39 bytes is not rows of 5 float32"):
         pack.read_points(content[:-1])
+
+
+def test_a_pack_is_hashed_once_and_again_when_its_file_has_changed(tmp_path, monkeypatch):
+    with PackWriter(tmp_path / "pack.tar") as writer:
+        writer.add("a", b"a" * 1000)
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
+    assert digest_file(tmp_path / "pack.tar") == writer.digest
+    monkeypatch.undo()
+    assert digest_file(tmp_path / "pack.tar") == writer.digest, "the second time by reading"
+    with PackWriter(tmp_path / "pack.tar") as writer:
+        writer.add("a", b"a" * 1000)
+    (tmp_path / "pack.tar").write_bytes((tmp_path / "pack.tar").read_bytes()[:-1] + b"x")
+    assert digest_file(tmp_path / "pack.tar") == digest_bytes((tmp_path / "pack.tar").read_bytes()) != writer.digest

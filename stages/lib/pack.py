@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from stages.lib import names
+from stages.lib.digests import hashed_while_written
 from stages.lib.errors import DataError
 
 BLOCK_BYTES = 512
@@ -33,7 +34,7 @@ class PackWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
+        self._path, self._file = path, path.open("wb", buffering=0)
         self._sha256 = hashlib.sha256()
         self._names: set[str] = set()
         self.bytes = 0
@@ -47,6 +48,8 @@ class PackWriter:
             end = 2 * BLOCK_BYTES
             self._write(bytes(end + -(self.bytes + end) % RECORD_BYTES))
         self._file.close()
+        if kind is None:
+            hashed_while_written(self._path, self.digest)
 
     @property
     def digest(self) -> str:
