@@ -129,13 +129,13 @@ def test_points_are_float32_rows_of_five():
 
 
 def test_a_pack_is_hashed_once_and_again_when_its_file_has_changed(tmp_path, monkeypatch):
-    with PackWriter(tmp_path / "pack.tar") as writer:
+    with pack.PackWriter(tmp_path / "pack.tar") as writer:
         writer.add("a", b"a" * 1000)
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
     assert digest_file(tmp_path / "pack.tar") == writer.digest
     monkeypatch.undo()
     assert digest_file(tmp_path / "pack.tar") == writer.digest, "the second time by reading"
-    with PackWriter(tmp_path / "pack.tar") as writer:
+    with pack.PackWriter(tmp_path / "pack.tar") as writer:
         writer.add("a", b"a" * 1000)
     (tmp_path / "pack.tar").write_bytes((tmp_path / "pack.tar").read_bytes()[:-1] + b"x")
     assert digest_file(tmp_path / "pack.tar") == digest_bytes((tmp_path / "pack.tar").read_bytes()) != writer.digest
