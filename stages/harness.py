@@ -21,13 +21,13 @@ from types import ModuleType
 from typing import Any
 
 from stages.lib import knobs, recordings, site
-from stages.lib.digests import canonical, digest_bytes
+from stages.lib.digests import canonical, digest_bytes, digest_file
 from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
 from stages.lib.knobs import knob
 from stages.lib.secrets import redacted
 from stages.lib.stage import Blob, Item, Out, Result, Summary, Upstream
 from stages.runners import local
-from stages.runners.run import Lock, Progress, RunRecord, judge
+from stages.runners.run import Lock, Progress, RunRecord, judge, told
 from stages.store import code, gc
 from stages.store.action import Action
 from stages.store.places import open_store
@@ -50,11 +50,15 @@ class CacheKnobs:
 
 @dataclass(frozen=True)
 class Planned:
-    """An item whose inputs are digests, and its action."""
+    """An item whose inputs are digests, and its action.
+
+    files  those of this checkout that are among its inputs: in the store once the item is to run
+    """
 
     stage: str
     item: Item
     action: Action
+    files: tuple[Path, ...] = ()
 
 
 class Harness:
@@ -132,19 +136,20 @@ class Harness:
         digest = cache.code_pins.get(stage) or code.code_digest(self.root, f"stages.{stage}", "run", self.pins)
         keyed, planned = knobs.keyed(cfg), {}
         for item in sorted(module.plan(cfg, self.inputs(stage)), key=lambda item: item.name):
-            inputs = {role: self.store.put_copy(what).digest if isinstance(what, Path) else what
+            inputs = {role: digest_file(what) if isinstance(what, Path) else what
                       for role, what in sorted(item.inputs.items())}
+            files = tuple(what for what in item.inputs.values() if isinstance(what, Path))
             if item.name in planned:
                 raise ConfigError(f"{stage}: two items are called {item.name!r}\n"
                                   "  rename one of the recordings and run `roadmill scan` again")
             action = Action(stage, keyed, digest, cache.salt, item.params, inputs)
-            planned[item.name] = Planned(stage, dataclasses.replace(item, inputs=inputs), action)
+            planned[item.name] = Planned(stage, dataclasses.replace(item, inputs=inputs), action, files)
         return planned
 
     def perform(self, planned: Planned) -> str:
         """Runs one item and commits it; the result's digest."""
-        with self.store.scratch() as folder:
-            inputs = self._open(planned.item.inputs)
+        with self.store.scratch() as folder, self.store.scratch() as held:
+            inputs = self._open(planned.item.inputs, held)
             facts = module_of(planned.stage).run(self.knobs(planned.stage), planned.item, inputs, folder)
             outputs = {path.relative_to(folder).as_posix(): self.store.put_file(path)
                        for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -152,15 +157,20 @@ class Harness:
             raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
         return self.store.commit(planned.action, planned.item.name, facts, outputs)
 
-    def _open(self, inputs: Mapping[str, str]) -> dict[str, Path | RangedPath]:
-        """role -> path of the blob or recording that is wanted there; of a recording in a bucket: what reads like one.
-        """
+    def _offer(self, planned: Planned) -> None:
+        """Puts the item's files into the store, where whoever runs it finds them."""
+        for path in planned.files:
+            self.store.put_copy(path)
+
+    def _open(self, inputs: Mapping[str, str], held: Path) -> dict[str, Path | RangedPath]:
+        """role -> path of the blob or recording that is wanted there, which stays as long as the scratch folder `held`;
+        of a recording in a bucket: what reads like one."""
         blobs = sorted({digest for digest in inputs.values() if digest not in self._recordings})
         lost = [digest for digest, path in zip(blobs, self.store.find_all(blobs)) if path is None]
         for digest in sorted(lost, key=lambda digest: len(self._makers.get(digest, ()))):
             self.store.need(digest)  # first what one item alone makes: it may bring back what others made too
         return {role: locate(self._recordings[digest], self.sources)
-                if digest in self._recordings else self.store.need(digest) for role, digest in inputs.items()}
+                if digest in self._recordings else self.store.hold(digest, held) for role, digest in inputs.items()}
 
     def rebuild(self, digest: str) -> bool:
         """Runs an item again whose recorded output this is; False where no manifest names it.
@@ -181,6 +191,7 @@ class Harness:
 
     def _make_again(self, planned: Planned, digest: str) -> None:
         stage, name = planned.stage, planned.item.name
+        self._offer(planned)
         self.perform(planned)
         if self.store.find(digest) is None:
             self.store.forget_lost(planned.action)
@@ -232,6 +243,14 @@ class Harness:
             record.counts |= {"num_in": summary.num_in, "num_out": summary.num_out}
             print(self._line(stage, summary, record.counts, time.monotonic() - started), flush=True)
 
+    def _rescue(self, stage: str, generation: str, keys: set[str]) -> None:
+        """Keeps what this run uses from being collected; who may only read the store is told what can't be kept."""
+        try:
+            gc.rescue(self.store.shared, generation, keys)
+        except RemoteError as error:
+            print(f"{stage}: a collection has doomed what this run uses, and it can't be kept: {told(error)}",
+                  file=sys.stderr)
+
     def _keep_run(self, stage: str, record: Mapping[str, Any]) -> None:
         self.store.keep_run(stage, record)
         self.store.keep_clone(self.site.root)
@@ -241,11 +260,13 @@ class Harness:
         generation = next(iter(plan.values())).action.generation if plan else ""
         done = self.store.done(generation) if plan else {}
         if done:
-            gc.rescue(self.store.shared, generation, {one.action.key for one in plan.values()})
+            self._rescue(stage, generation, {one.action.key for one in plan.values()})
         documents = self._documents(plan, done)
         misses = [one for name, one in plan.items() if name not in documents]
         record.counts |= {"items": len(plan), "cached": len(documents), "ran": len(misses)}
         failures = {}
+        for one in misses:
+            self._offer(one)
         with Progress(stage, len(plan), len(documents)) as progress:
             outcomes = local.perform(_perform_in_worker, [(self.root, one) for one in misses],
                                      workers=self.site.workers, timeout_s=self.site.timeout_of(stage))

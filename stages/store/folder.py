@@ -133,7 +133,9 @@ class Folder:
             else:
                 with open(path, "xb", opener=_read_only) as file:
                     file.write(data)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and not error.filename:  # a full disk does not say which
+                error.filename = path
             Path(path).unlink(missing_ok=True)
             raise
         return path

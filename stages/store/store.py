@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -111,6 +112,13 @@ class Store:
             raise MissingBlobError(f"{self.shared.where}: blob {digest} is gone, and no recorded action makes it\n"
                                    "  `dvc repro` makes what this checkout needs")
         return found
+
+    def hold(self, digest: str, folder: Path) -> Path:
+        """The same; the cache keeps the blob as long as `folder` is there, a scratch folder of this store."""
+        path = self.need(digest)
+        if self.shared is not self.local and not (folder / digest).exists():
+            os.link(path, folder / digest)
+        return path
 
     def keeps(self, digest: str, num_bytes: int) -> bool:
         """Whether the blob is where it is kept for good: of a folder, whole; of a bucket, in its size (one request)."""
@@ -278,7 +286,7 @@ class Store:
 
     def _fetched(self, digest: str) -> Path | None:
         """The blob brought from the bucket to the folder; one that is damaged there is said and removed."""
-        name = blob_name(digest)
+        name, came = blob_name(digest), []
         with self.scratch() as folder:
             path = folder / digest
             for _ in range(2):  # what the way spoilt comes right the second time
@@ -289,6 +297,11 @@ class Store:
                     self._make_room(path.stat().st_size)
                     self.local.move(path, name)
                     return self._whole(digest)
+                came.append(got)
+        if came[0] != came[1]:
+            raise RemoteError(f"{self.shared.where}/{name} came as {came[0][:12]}… and then as {came[1][:12]}…: this "
+                              "machine or its way to the bucket changes bytes; nothing was removed\n"
+                              "  `roadmill store fsck` on another machine says whether the bucket is whole")
         print(f"{self.shared.where}/{name}: damaged, its bytes are {got[:12]}…; removed, will be made again",
               file=sys.stderr)
         self.shared.delete([name])
@@ -296,7 +309,8 @@ class Store:
         return None
 
     def _make_room(self, num_bytes: int) -> None:
-        """Removes the least recently used blobs from the cache where these bytes may bring it over its limit."""
+        """Removes the least recently used blobs from the cache where these bytes may bring it over its limit, or over
+        what the disk has for it."""
         if self.cache_bytes == float("inf"):
             return
         with self._lock:
@@ -305,13 +319,18 @@ class Store:
                 return
             used = sorted((stat.st_atime, stat.st_size, path) for path in self.local.root.glob("cas/??/*")
                           if (stat := _stat(path)))
-            total = sum(size for _, size, _ in used) + num_bytes
+            total = sum(size for _, size, _ in used)
+            self.local.root.mkdir(parents=True, exist_ok=True)
+            limit_bytes = min(self.cache_bytes, total + shutil.disk_usage(self.local.root).free)
+            total += num_bytes
             for used_s, size, path in used:
-                if total <= (1 - SLACK) * self.cache_bytes or used_s > time.time() - KEEP_S:
+                if total <= (1 - SLACK) * limit_bytes or used_s > time.time() - KEEP_S:
                     break
-                path.unlink(missing_ok=True)
-                total -= size
-            self._cache["left"] = SLACK * self.cache_bytes
+                now = _stat(path)
+                if now and (now.st_atime, now.st_nlink) == (used_s, 1):  # of more links, it is held
+                    path.unlink(missing_ok=True)
+                    total -= size
+            self._cache["left"] = SLACK * limit_bytes
 
     def _pages(self, generation: str) -> Iterator[Iterator[tuple[str, bytes]]]:
         for name in sorted(self.shared.names(f"pages/{generation}/")):
