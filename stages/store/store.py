@@ -17,6 +17,7 @@ Every read verifies: a blob that is gone or damaged is fetched, else made again 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -40,7 +41,9 @@ from stages.store.objects import Objects
 
 SINGLE_BYTES = 8 * 2**20  # blobs up to this size are put with one request, if absent
 PAGE_DOCUMENTS = 20_000
-PAGE_MIN_DOCUMENTS = 1_000  # fewer are read one by one
+PAGE_MIN_DOCUMENTS = 1_000  # fewer get no page
+PAGES_SOUGHT = 100  # fewer are read one by one
+LISTED_AT_ONCE = 1_000
 THREADS = 16  # requests at once
 BATCH = 1_000  # requests under way or waiting
 FRESH_S = 3600.0  # a blob that is put again is written again when it is older: collections spare what is young
@@ -135,39 +138,41 @@ class Store:
                 continue
             other = entries.setdefault(key, result)
             if other != result:
-                print(f"{generation}: action {key} gave two results, {other} and {result}: the operation is not "
-                      "deterministic; the smaller digest counts", file=sys.stderr)
-                entries[key] = min(other, result)
+                entries[key] = _smaller(generation, key, other, result)
         return entries
 
+    def done_of(self, actions: Collection[Action], among: int) -> dict[str, str]:
+        """The same of these actions alone, in as few requests: each costs one, or all one for 1,000 of the generation,
+        of which there are `among`."""
+        if len(actions) * LISTED_AT_ONCE >= among:
+            return self.done(next(iter(actions)).generation) if actions else {}
+        found = zip(actions, self._map(self.results, actions))
+        return {one.key: functools.reduce(functools.partial(_smaller, one.generation, one.key), sorted(results))
+                for one, results in found if results}
+
     def documents(self, generation: str, results: Collection[str]) -> dict[str, bytes]:
-        """result digest -> result document (canonical JSON) of those that the store has, whole."""
-        return dict(self.each_document(generation, results))
+        """result digest -> result document (canonical JSON) of those that the store has, whole.
+
+        Where many had to be read one by one, pages of them are kept.
+        """
+        found = dict(self._paged(generation, results))
+        alone = dict(self._alone(set(results) - found.keys()))
+        self._write_pages(generation, alone)
+        return found | alone if alone else found
 
     def each_document(self, generation: str, results: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """The same one by one, where they may be too many to hold."""
+        """The same one by one, where they may be too many to hold; nothing is written."""
         left = set(results)
-        if len(left) >= PAGE_MIN_DOCUMENTS:
-            for page in self._pages(generation):
-                for digest, line in page:
-                    if digest in left:
-                        left.remove(digest)
-                        yield digest, line
-        for digest, path in zip(alone := sorted(left), self.find_all(alone)):
-            if path is not None:
-                yield digest, path.read_bytes()
+        for digest, document in self._paged(generation, results):
+            left.remove(digest)
+            yield digest, document
+        yield from self._alone(left)
 
     def keep_pages(self, generation: str, documents: Mapping[str, bytes]) -> None:
         """Writes pages of those of the documents that no page has, where they are many."""
-        if len(documents) < PAGE_MIN_DOCUMENTS:
-            return
-        known = {digest for page in self._pages(generation) for digest, _ in page}
-        left = [documents[digest] for digest in sorted(documents.keys() - known)]
-        if len(left) < PAGE_MIN_DOCUMENTS:
-            return
-        for first in range(0, len(left), PAGE_DOCUMENTS):
-            page = self.put_bytes(b"\n".join(left[first:first + PAGE_DOCUMENTS]))
-            self.shared.create(f"pages/{generation}/{page.digest}", b"")
+        if len(documents) >= PAGE_MIN_DOCUMENTS:
+            paged = {digest for digest, _ in self._paged(generation, documents)}
+            self._write_pages(generation, {one: documents[one] for one in documents.keys() - paged})
 
     def result(self, result_digest: str) -> dict[str, Any] | None:
         """The result document, or None where it is gone or damaged (the action then counts as not done)."""
@@ -313,11 +318,31 @@ class Store:
                 total -= size
             self._cache["left"] = SLACK * self.cache_bytes
 
-    def _pages(self, generation: str) -> Iterator[Iterator[tuple[str, bytes]]]:
+    def _paged(self, generation: str, results: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """Digest and document of those of the results that pages have, each once."""
+        left = set(results)
+        if len(left) < PAGES_SOUGHT:
+            return
         for name in sorted(self.shared.names(f"pages/{generation}/")):
-            path = self.find(name.rpartition("/")[2])
+            if left and (path := self.find(name.rpartition("/")[2])) is not None:
+                for line in path.read_bytes().split(b"\n"):
+                    if (digest := digest_bytes(line)) in left:
+                        left.remove(digest)
+                        yield digest, line
+
+    def _alone(self, results: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        for digest, path in zip(ordered := sorted(results), self.find_all(ordered)):
             if path is not None:
-                yield ((digest_bytes(line), line) for line in path.read_bytes().split(b"\n"))
+                yield digest, path.read_bytes()
+
+    def _write_pages(self, generation: str, documents: Mapping[str, bytes]) -> None:
+        if len(documents) < PAGE_MIN_DOCUMENTS:
+            return
+        ordered = sorted(documents)
+        for first in range(0, len(ordered), PAGE_DOCUMENTS):
+            lines = (documents[digest] for digest in ordered[first:first + PAGE_DOCUMENTS])
+            page = self.put_bytes(b"\n".join(lines))
+            self.shared.create(f"pages/{generation}/{page.digest}", b"")
 
     def _map(self, call: Callable[[str], Any], names: Iterable[str]) -> Iterator[Any]:
         return map(call, names) if self.shared is self.local else concurrently(call, names)
@@ -337,6 +362,12 @@ def blob_name(digest: str) -> str:
         raise ConfigError(f"{digest[:80]!r} is not the sha256 of a blob: the manifest that names it is damaged\n"
                           "  `dvc checkout` restores it, `dvc repro` makes it again")
     return f"cas/{digest[:2]}/{digest}"
+
+
+def _smaller(generation: str, key: str, one: str, other: str) -> str:
+    print(f"{generation}: action {key} gave two results, {one} and {other}: the operation is not deterministic; "
+          "the smaller digest counts", file=sys.stderr)
+    return min(one, other)
 
 
 def _entry(action: Action) -> str:

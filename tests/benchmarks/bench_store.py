@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import json
 import os
-import resource
+import re
 import shutil
 import statistics
 import subprocess
@@ -166,7 +166,7 @@ def measured(step: str, root: Path) -> None:
     started, cpu = time.perf_counter(), sum(os.times()[:4])
     STEPS[step](root)
     print(json.dumps({"s": time.perf_counter() - started, "cpu_s": sum(os.times()[:4]) - cpu,
-                      "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+                      "peak_mb": int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024}))
 
 
 def plans(count: int, places: list[str], num_rounds: int) -> None:
