@@ -165,8 +165,9 @@ def measured(step: str, root: Path) -> None:
     synthetic()
     started, cpu = time.perf_counter(), sum(os.times()[:4])
     STEPS[step](root)
+    peak_kib = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
     print(json.dumps({"s": time.perf_counter() - started, "cpu_s": sum(os.times()[:4]) - cpu,
-                      "peak_mb": int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024}))
+                      "peak_mb": peak_kib / 1024}))
 
 
 def plans(count: int, places: list[str], num_rounds: int) -> None:
