@@ -250,17 +250,17 @@ class Store:
             self._make_room(num_bytes)
             write(name)
         if self.shared is not self.local and digest not in self._put:
-            self._share(name, num_bytes)
+            self._share(name, digest, num_bytes)
             self._put.add(digest)
         return Blob(digest, num_bytes)
 
-    def _share(self, name: str, num_bytes: int) -> None:
+    def _share(self, name: str, digest: str, num_bytes: int) -> None:
         """Puts a blob of the folder into the bucket, where that has it not, or only an old one."""
         path = self.local.path(name)
         if num_bytes <= SINGLE_BYTES and self.shared.create(name, path.read_bytes()):
             return
         if self.shared.size(name) != num_bytes or all(_is_old(one.modified_s) for one in self.shared.list(name)):
-            self.shared.write(name, path)
+            self.shared.write(name, path, sha256=digest)
 
     def _whole(self, digest: str) -> Path | None:
         """The local blob's path if its bytes are right; a damaged one is said and removed."""

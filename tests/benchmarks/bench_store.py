@@ -91,7 +91,7 @@ def synthetic() -> None:
 
 
 # a checkout of many scenes --------------------------------------------------------------------------------------------
-def make(root: Path, count: int) -> None:
+def make(root: Path, count: int, places: list[str]) -> None:
     """A checkout whose store, in its folder and as FOLDER of `stub_s3`, has the results of all scenes."""
     shutil.copytree(ROOT / "conf", root / "conf")
     settings = {stage: {"gain": 1} for stage in ("sample", STAGE)} | {"cache": {"salt": "", "code_pins": {}}}
@@ -112,7 +112,8 @@ def make(root: Path, count: int) -> None:
         names = sorted(f"ac/{generation}/{key[:2]}/{key}.{digest_bytes(document)}" for key, document
                        in zip((one.action.key for one in planned.values()), documents))
         for name in names:
-            store.shared.create(name, b"")
+            if "folder" in places:
+                store.shared.create(name, b"")
             file.write(f"{name}\n")
     if count <= PAGE_MIN_DOCUMENTS:  # no page is read for fewer
         for document in documents:
@@ -175,7 +176,7 @@ def plans(count: int, places: list[str], num_rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, port = Path(folder), free_port()
         subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_store", str(count), "--step", "make", "--root",
-                        folder], cwd=ROOT, check=True)
+                        folder, "--places", *places], cwd=ROOT, check=True)
         point_to(root, port)
         server = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.stub_s3", str(port), f"{root}/bucket"],
                                   cwd=ROOT)
@@ -256,7 +257,7 @@ if __name__ == "__main__":
     parser.add_argument("--root", type=Path)
     settings = parser.parse_args()
     if settings.step == "make":
-        make(settings.root, *settings.counts)
+        make(settings.root, *settings.counts, settings.places)
     elif settings.step:
         measured(settings.step, settings.root)
     else:
