@@ -39,7 +39,3 @@ def s3(s3_server, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret)
     return s3_server
-
-
-def pytest_configure(config) -> None:
-    config.addinivalue_line("markers", "radosgw: needs Ceph's radosgw, a second S3 server whose data outlive a kill")
