@@ -19,13 +19,13 @@ from types import ModuleType
 from typing import Any
 
 from stages.lib import knobs, recordings, site
-from stages.lib.digests import canonical
+from stages.lib.digests import canonical, digest_bytes, digest_file
 from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
 from stages.lib.knobs import knob
 from stages.lib.secrets import redacted
 from stages.lib.stage import Item, Out, Result, Summary, Upstream
 from stages.runners import local
-from stages.runners.run import Lock, Progress, RunRecord, judge
+from stages.runners.run import Lock, Progress, RunRecord, judge, told
 from stages.store import code, gc, manifest
 from stages.store.action import Action, Operation
 from stages.store.places import open_store
@@ -48,11 +48,15 @@ class CacheKnobs:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An item whose inputs are digests, and its action."""
+    """An item whose inputs are digests, and its action.
+
+    files  those of this checkout that are among its inputs: in the store once the item is to run
+    """
 
     stage: str
     item: Item
     action: Action
+    files: tuple[Path, ...] = ()
 
 
 class Harness:
@@ -121,16 +125,17 @@ class Harness:
             if item.name in planned:
                 raise ConfigError(f"{stage}: two items are called {item.name!r}\n"
                                   "  rename one of the recordings and run `roadmill scan` again")
-            if any(isinstance(what, Path) for what in item.inputs.values()):
-                item = replace(item, inputs={role: self.store.put_copy(what).digest if isinstance(what, Path) else what
+            files = tuple(what for what in item.inputs.values() if isinstance(what, Path))
+            if files:
+                item = replace(item, inputs={role: digest_file(what) if isinstance(what, Path) else what
                                              for role, what in item.inputs.items()})
-            planned[item.name] = Planned(stage, item, operation.action(item.params, item.inputs))
+            planned[item.name] = Planned(stage, item, operation.action(item.params, item.inputs), files)
         return planned
 
     def perform(self, planned: Planned) -> str:
         """Runs one item and commits it; the result's digest."""
-        with self.store.scratch() as folder:
-            inputs = self._open(planned.item.inputs)
+        with self.store.scratch() as folder, self.store.scratch() as held:
+            inputs = self._open(planned.item.inputs, held)
             facts = module_of(planned.stage).run(self.knobs(planned.stage), planned.item, inputs, folder)
             outputs = {path.relative_to(folder).as_posix(): self.store.put_file(path)
                        for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -138,15 +143,21 @@ class Harness:
             raise RuntimeError(f"{planned.stage}: {planned.item.name} gave no file")
         return self.store.commit(planned.action, planned.item.name, facts, outputs)
 
-    def _open(self, inputs: Mapping[str, str]) -> dict[str, Path | RangedPath]:
-        """role -> path of the blob or recording that is wanted there; of a recording in a bucket: what reads like one.
-        """
+    def _offer(self, planned: Planned) -> None:
+        """Puts the item's files into the store, where whoever runs it finds them."""
+        for path in planned.files:
+            self.store.put_copy(path)
+
+    def _open(self, inputs: Mapping[str, str], held: Path) -> dict[str, Path | RangedPath]:
+        """role -> path of the blob or recording that is wanted there, which stays as long as the scratch folder `held`;
+        of a recording in a bucket: what reads like one."""
         blobs = sorted({digest for digest in inputs.values() if digest not in self._recordings})
         lost = [digest for digest, path in zip(blobs, self.store.find_all(blobs)) if path is None]
         for digest in sorted(lost, key=lambda digest: len(self._makers.get(digest, ()))):
             self.store.need(digest)  # first what one item alone makes: it may bring back what others made too
         return {role: locate(self._recordings[digest], self.sources)
-                if digest in self._recordings else self.store.need(digest) for role, digest in sorted(inputs.items())}
+                if digest in self._recordings else self.store.hold(digest, held)
+                for role, digest in sorted(inputs.items())}
 
     def rebuild(self, digest: str) -> bool:
         """Runs an item again whose recorded output this is; False where no manifest names it.
@@ -167,6 +178,7 @@ class Harness:
 
     def _make_again(self, planned: Planned, digest: str) -> None:
         stage, name = planned.stage, planned.item.name
+        self._offer(planned)
         self.perform(planned)
         if self.store.find(digest) is None:
             self.store.forget_lost(planned.action)
@@ -218,6 +230,14 @@ class Harness:
             record.counts |= {"num_in": summary.num_in, "num_out": summary.num_out}
             print(self._line(stage, summary, record.counts, time.monotonic() - started), flush=True)
 
+    def _rescue(self, stage: str, generation: str, keys: set[str]) -> None:
+        """Keeps what this run uses from being collected; who may only read the store is told what can't be kept."""
+        try:
+            gc.rescue(self.store.shared, generation, keys)
+        except RemoteError as error:
+            print(f"{stage}: a collection has doomed what this run uses, and it can't be kept: {told(error)}",
+                  file=sys.stderr)
+
     def _keep_run(self, stage: str, record: Mapping[str, Any]) -> None:
         self.store.keep_run(stage, record)
         self.store.keep_clone(self.site.root)
@@ -227,11 +247,13 @@ class Harness:
         generation = next(iter(plan.values())).action.generation if plan else ""
         done = self.store.done(generation) if plan else {}
         if done:
-            gc.rescue(self.store.shared, generation, {one.action.key for one in plan.values()})
+            self._rescue(stage, generation, {one.action.key for one in plan.values()})
         documents = self._documents(plan, done)
         misses = [one for name, one in plan.items() if name not in documents]
         record.counts |= {"items": len(plan), "cached": len(documents), "ran": len(misses)}
         failures = {}
+        for one in misses:
+            self._offer(one)
         with Progress(stage, len(plan), len(documents)) as progress:
             outcomes = local.perform(_perform_in_worker, [(self.root, one) for one in misses],
                                      workers=self.site.workers, timeout_s=self.site.timeout_of(stage))
@@ -252,6 +274,7 @@ class Harness:
             for name in sorted(ran.keys() - documents.keys()):
                 raise RemoteError(f"{stage}: {name} was done, but {self.store.shared.where} has lost its result again\n"
                                   "  `roadmill store fsck` looks for the damage, `dvc repro` does it once more")
+            self.store.keep_pages(generation, {digest_bytes(document): document for document in documents.values()})
         manifest.write(out.data / MANIFEST, documents,
                        {name: self._portable(error) for name, error in failures.items()})
         # `collect` may find blobs gone: DVC has removed the manifest on disk that would say what made them

@@ -132,7 +132,9 @@ class Folder:
             except FileNotFoundError:
                 self._tmp()
                 _fill(path, data)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and not error.filename:  # a full disk does not say which
+                error.filename = path
             Path(path).unlink(missing_ok=True)
             raise
         return path

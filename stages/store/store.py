@@ -22,6 +22,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -115,6 +116,13 @@ class Store:
                                    "  `dvc repro` makes what this checkout needs")
         return found
 
+    def hold(self, digest: str, folder: Path) -> Path:
+        """The same; the cache keeps the blob as long as `folder` is there, a scratch folder of this store."""
+        path = self.need(digest)
+        if self.shared is not self.local and not (folder / digest).exists():
+            os.link(path, folder / digest)
+        return path
+
     def keeps(self, digest: str, num_bytes: int) -> bool:
         """Whether the blob is where it is kept for good: of a folder, whole; of a bucket, in its size (one request)."""
         if self.shared is self.local:
@@ -151,17 +159,11 @@ class Store:
                 for one, results in found if results}
 
     def documents(self, generation: str, results: Collection[str]) -> dict[str, bytes]:
-        """result digest -> result document (canonical JSON) of those that the store has, whole.
-
-        Where many had to be read one by one, pages of them are kept.
-        """
-        found = dict(self._paged(generation, results))
-        alone = dict(self._alone(set(results) - found.keys()))
-        self._write_pages(generation, alone)
-        return found | alone if alone else found
+        """result digest -> result document (canonical JSON) of those that the store has, whole."""
+        return dict(self.each_document(generation, results))
 
     def each_document(self, generation: str, results: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """The same one by one, where they may be too many to hold; nothing is written."""
+        """The same one by one, where they may be too many to hold."""
         left = set(results)
         for digest, document in self._paged(generation, results):
             left.remove(digest)
@@ -170,9 +172,12 @@ class Store:
 
     def keep_pages(self, generation: str, documents: Mapping[str, bytes]) -> None:
         """Writes pages of those of the documents that no page has, where they are many."""
-        if len(documents) >= PAGE_MIN_DOCUMENTS:
-            paged = {digest for digest, _ in self._paged(generation, documents)}
-            self._write_pages(generation, {one: documents[one] for one in documents.keys() - paged})
+        if len(documents) < PAGE_MIN_DOCUMENTS:
+            return
+        left = sorted(documents.keys() - {digest for digest, _ in self._paged(generation, documents)})
+        for first in range(0, len(left) if len(left) >= PAGE_MIN_DOCUMENTS else 0, PAGE_DOCUMENTS):
+            page = self.put_bytes(b"\n".join(documents[digest] for digest in left[first:first + PAGE_DOCUMENTS]))
+            self.shared.create(f"pages/{generation}/{page.digest}", b"")
 
     def result(self, result_digest: str) -> dict[str, Any] | None:
         """The result document, or None where it is gone or damaged (the action then counts as not done)."""
@@ -283,7 +288,7 @@ class Store:
 
     def _fetched(self, digest: str) -> Path | None:
         """The blob brought from the bucket to the folder; one that is damaged there is said and removed."""
-        name = blob_name(digest)
+        name, came = blob_name(digest), []
         with self.scratch() as folder:
             path = folder / digest
             for _ in range(2):  # what the way spoilt comes right the second time
@@ -294,6 +299,11 @@ class Store:
                     self._make_room(path.stat().st_size)
                     self.local.move(path, name)
                     return self._whole(digest)
+                came.append(got)
+        if came[0] != came[1]:
+            raise RemoteError(f"{self.shared.where}/{name} came as {came[0][:12]}… and then as {came[1][:12]}…: this "
+                              "machine or its way to the bucket changes bytes; nothing was removed\n"
+                              "  `roadmill store fsck` on another machine says whether the bucket is whole")
         print(f"{self.shared.where}/{name}: damaged, its bytes are {got[:12]}…; removed, will be made again",
               file=sys.stderr)
         self.shared.delete([name])
@@ -301,7 +311,8 @@ class Store:
         return None
 
     def _make_room(self, num_bytes: int) -> None:
-        """Removes the least recently used blobs from the cache where these bytes may bring it over its limit."""
+        """Removes the least recently used blobs from the cache where these bytes may bring it over its limit, or over
+        what the disk has for it."""
         if self.cache_bytes == float("inf"):
             return
         with self._lock:
@@ -310,13 +321,18 @@ class Store:
                 return
             used = sorted((stat.st_atime, stat.st_size, path) for path in self.local.root.glob("cas/??/*")
                           if (stat := _stat(path)))
-            total = sum(size for _, size, _ in used) + num_bytes
+            total = sum(size for _, size, _ in used)
+            self.local.root.mkdir(parents=True, exist_ok=True)
+            limit_bytes = min(self.cache_bytes, total + shutil.disk_usage(self.local.root).free)
+            total += num_bytes
             for used_s, size, path in used:
-                if total <= (1 - SLACK) * self.cache_bytes or used_s > time.time() - KEEP_S:
+                if total <= (1 - SLACK) * limit_bytes or used_s > time.time() - KEEP_S:
                     break
-                path.unlink(missing_ok=True)
-                total -= size
-            self._cache["left"] = SLACK * self.cache_bytes
+                now = _stat(path)
+                if now and (now.st_atime, now.st_nlink) == (used_s, 1):  # of more links, it is held
+                    path.unlink(missing_ok=True)
+                    total -= size
+            self._cache["left"] = SLACK * limit_bytes
 
     def _paged(self, generation: str, results: Collection[str]) -> Iterator[tuple[str, bytes]]:
         """Digest and document of those of the results that pages have, each once."""
@@ -334,15 +350,6 @@ class Store:
         for digest, path in zip(ordered := sorted(results), self.find_all(ordered)):
             if path is not None:
                 yield digest, path.read_bytes()
-
-    def _write_pages(self, generation: str, documents: Mapping[str, bytes]) -> None:
-        if len(documents) < PAGE_MIN_DOCUMENTS:
-            return
-        ordered = sorted(documents)
-        for first in range(0, len(ordered), PAGE_DOCUMENTS):
-            lines = (documents[digest] for digest in ordered[first:first + PAGE_DOCUMENTS])
-            page = self.put_bytes(b"\n".join(lines))
-            self.shared.create(f"pages/{generation}/{page.digest}", b"")
 
     def _map(self, call: Callable[[str], Any], names: Iterable[str]) -> Iterator[Any]:
         return map(call, names) if self.shared is self.local else concurrently(call, names)
