@@ -41,7 +41,7 @@ class Memory:
         path.write_bytes(data)
         return digest_bytes(data)
 
-    def write(self, name, data):
+    def write(self, name, data, sha256=None):
         self.requests["PUT"] += 1
         self._put(name, data.read_bytes() if isinstance(data, Path) else data)
 

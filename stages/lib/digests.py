@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+SPELLING = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _written: dict[tuple[int, ...], str] = {}  # which file -> its digest, until it is asked for
 
 
 def canonical(value: Any) -> bytes:
     """JSON with one spelling for one value: sorted keys, no spaces, UTF-8. Raises ValueError on NaN and infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return SPELLING.encode(value).encode()
 
 
 def digest_bytes(data: bytes) -> str:
