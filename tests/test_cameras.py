@@ -86,6 +86,12 @@ def test_an_undistorted_image_of_any_smaller_width_shows_a_point_where_its_k_pro
         assert np.abs(find(saved, expected, reach=round(8 * width_px / 320)) - expected).max() < 0.1
 
 
+def test_stripes_too_narrow_for_a_quarter_of_the_size_become_grey_and_no_pattern():
+    stripes = np.where(np.arange(320) % 4 < 2, 60, 196).astype(np.uint8)
+    saved = Rectifier(camera(), undistort=True, width_max_px=80).apply(np.tile(stripes[None, :, None], (180, 1, 3)))
+    assert np.abs(saved[8:-8, 8:-8].astype(int) - 128).max() < 40
+
+
 def test_scaling_keeps_the_corners_of_the_image_in_its_corners():
     half = cameras.scaled(K, 0.5, 0.5)
     np.testing.assert_allclose(half @ [0, 0, 1], [79.0, 45.25, 1])  # (158.5 + 0.5) / 2 - 0.5, (91 + 0.5) / 2 - 0.5

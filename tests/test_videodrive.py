@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
-from stages.lib import sidefiles
+from stages.lib import sidefiles, video
 from stages.lib.bagfiles import MAGIC
 from stages.lib.errors import DataError
+from stages.lib.video import Film
 from stages.lib.videodrive import open_drive
 from stages.store.sources import FolderSource, Hashes, describe, discover, locate
 from tests import tinyvideo
@@ -101,7 +105,7 @@ def test_the_cost_of_a_window_does_not_grow_with_its_place_in_the_file(tmp_path)
 
 @pytest.mark.parametrize(("head", "scale"), [
     ("", "{}"), ("stamp_us\n", "{}"), ("", "{}000"), ("#timestamp [ns]\n", "{}000"),
-    ("frame,timestamp_ns\n", "0,{}000"), ("# time_us\n", "{}.0")])
+    ("frame,timestamp_ns\n", "0,{}000"), ("# time_us\n", "{}.0"), ("\ufeffstamp_us\n", "{}")])
 def test_stamps_are_read_in_the_forms_that_people_write(tmp_path, head, scale):
     (tmp_path / "x.csv").write_text(stamps_text(STAMPS, head, scale))
     assert sidefiles.read_stamps(tmp_path / "x.csv", "x.csv") == STAMPS
@@ -113,7 +117,14 @@ def test_stamps_in_seconds_are_read_without_loss(tmp_path):
 
 
 WRONG_STAMPS = {
-    "x.csv: is empty; write one row a picture, under the column name stamp_us": "\n",
+    "x.csv: is empty; write one row a picture": "\n",
+    "x.csv: is empty; write one row a picture, under the column name stamp_us": "stamp_us\n",
+    "x.csv: is no text in UTF-8; write one row a picture, under the column name stamp_us": b"\xff\xfe5\0",
+    "x.csv: NaN us is no time from 1970 to 2106; write one row a picture": "stamp_us\n5\nnan\n",
+    "x.csv: Infinity s is no time from 1970 to 2106": "stamp_s\n5\ninf\n",
+    "x.csv: -5 us is no time from 1970 to 2106": "stamp_us\n-5\n",
+    "x.csv: 4294967296000 ms is no time from 1970 to 2106": "stamp_ms\n5\n4294967296000\n",
+    "x.csv: 1E+999999999 us is no time from 1970 to 2106": "stamp_us\n1e999999999\n",
     "x.csv: 0 of its columns (frame, number) are named as stamps are; call one of them stamp_us": "frame,number\n1,2\n",
     "x.csv: has 2 columns without names; write names above, stamp_us one of them": "1,2\n",
     "x.csv: holds a row that is no number": "stamp_us\n5\nsix\n",
@@ -121,9 +132,14 @@ WRONG_STAMPS = {
         "12\n13\n"}
 
 
+WRONG_INFO = ("camera_name: cam\nimage_width: 160\nimage_height: 96\ndistortion_model: plumb_bob\n"
+              "camera_matrix: {{data: {K}}}\ndistortion_coefficients: {{data: [0, 0, 0, 0, 0]}}\n")
+
+
 @pytest.mark.parametrize("text", WRONG_STAMPS)
 def test_what_is_wrong_with_a_file_of_stamps_is_named(tmp_path, text):
-    (tmp_path / "x.csv").write_text(WRONG_STAMPS[text])
+    content = WRONG_STAMPS[text]
+    (tmp_path / "x.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=re.escape(text)):
         sidefiles.read_stamps(tmp_path / "x.csv", "x.csv")
 
@@ -148,6 +164,37 @@ def test_a_file_that_is_no_video_or_of_another_codec_is_named(tmp_path):
         Scene(recording, tmp_path, rig("front.mp4"))
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "h264"), (".mkv", "hevc")])
+def test_a_damaged_file_is_read_or_named_and_never_the_machines_fault(tmp_path, suffix, codec):
+    """libav says EPERM, EIO and ENOMEM of damaged files, and has texts that are none."""
+    path = tinyvideo.write_file(tmp_path / f"x{suffix}", codec, STREAMS[codec][3][:20])
+    whole, said = path.read_bytes(), set()
+    begin, end = (whole.rfind(b"moov"), len(whole)) if suffix == ".mp4" else (0, 700)
+    for seed in range(120):
+        dice, damaged = np.random.default_rng(seed), bytearray(whole)
+        for place in dice.integers(begin, end, 4):
+            damaged[place] = dice.integers(256)
+        path.write_bytes(damaged)
+        try:
+            sum(1 for _ in Film(path, "x").packets())
+        except DataError as error:
+            said.add(re.search("is no video that can be read: |has no stream of H.264 or H.265", str(error))[0])
+            assert len(str(error).splitlines()) <= 2
+    assert len(said) == 2
+
+
+def test_a_disk_that_fails_is_not_the_files_fault(tmp_path, monkeypatch):
+    path = tinyvideo.write_file(tmp_path / "x.mp4", "h264", STREAMS["h264"][0][:2])
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(Path, "open", fails)
+    monkeypatch.setattr(video.av, "open", lambda *_, **__: (_ for _ in ()).throw(
+        av.error.OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        Film(path, "x")
+
+
 def test_two_bags_in_one_drive_are_an_error(tmp_path):
     recording = folder(tmp_path / "drive", ".mp4")
     (recording / "other.mcap").write_bytes(MAGIC[".mcap"])
@@ -161,6 +208,15 @@ def test_a_calibration_that_lacks_something_is_named(tmp_path):
     with pytest.raises(DataError, match=r"front.camera_info.yaml: is not a calibration as ROS' camera_calibration "
                                         r"writes it \(KeyError 'image_width'\)"):
         Scene(recording, tmp_path, rig("front.mp4"))
+
+
+@pytest.mark.parametrize("text", [
+    "\xff", "", "[1, 2]", "[" * 100_000, WRONG_INFO.format(K="[1, 2]"), WRONG_INFO.format(K="5"),
+    WRONG_INFO.format(K="[x]")], ids=["no text", "empty", "a list", "deep", "short", "a number", "a word"])
+def test_a_calibration_of_any_other_shape_is_named(tmp_path, text):
+    (tmp_path / "x.yaml").write_bytes(text.encode("latin1"))
+    with pytest.raises(DataError, match="x.yaml: is not a calibration as ROS' camera_calibration writes it"):
+        sidefiles.read_camera_info(tmp_path / "x.yaml", "x.yaml")
 
 
 def test_a_folder_of_videos_with_stamps_is_one_recording_and_a_video_without_them_is_none(tmp_path):

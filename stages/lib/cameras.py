@@ -73,8 +73,8 @@ class Rectifier:
         """The image to be saved, (height_px, width_px, 3) uint8, of a recorded one (H, W, 3) uint8.
 
         halved  it was decoded to half its size, and `check` has seen the whole one's
-        One that `halves` allows is halved first. Undistortion goes straight to the saved size where that is half of
-        what is left or more: bilinear interpolation passes over no pixel. Else means over areas follow.
+        One that `halves` allows is halved first. Undistortion goes straight to the saved size where that is more than
+        half of what is left: bilinear interpolation passes over no pixel. Else means over areas follow.
         Raises DataError as `check` does.
         """
         if not halved:
@@ -93,7 +93,7 @@ class Rectifier:
         camera, source_px, saved_px = self._camera, self._source_px, (self.width_px, self.height_px)
         lens = cv2.fisheye if camera.model == FISHEYE else cv2
         K_source = scaled(camera.K, source_px[0] / camera.width_px, source_px[1] / camera.height_px)
-        straight = all(source <= 2 * saved for source, saved in zip(source_px, saved_px))
+        straight = all(source < 2 * saved for source, saved in zip(source_px, saved_px))
         K_to, to_px = (self.K, saved_px) if straight else (K_source, source_px)
         return lens.initUndistortRectifyMap(K_source, camera.D, np.eye(3), K_to, to_px, cv2.CV_16SC2)
 

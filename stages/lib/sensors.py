@@ -80,9 +80,10 @@ def sensor(bag: Bag, rig: Rig, name: str, log: DriveLog, where: Frames) -> Senso
     channel = rig.channels[name]
     first = log.first.get(channel.topic)
     if first is None:
-        raise DataError(f"{bag.name}: {name}: the {bag.topics[channel.topic].count} packets of {channel.topic} hold no "
-                        f"whole turn of a Velodyne lidar, cut behind it, of {packets.PACKET_BYTES} bytes each\n"
-                        "  correct the recording, or leave the channel out of the rig")
+        held = "no picture" if channel.modality == "camera" else (
+            f"no whole turn of a Velodyne lidar, cut behind it, of {packets.PACKET_BYTES} bytes each")
+        raise DataError(f"{bag.name}: {name}: the {bag.topics[channel.topic].count} packets of {channel.topic} hold "
+                        f"{held}\n  correct the recording, or leave the channel out of the rig")
     if isinstance(first, packets.Turn) and channel.stamp != "end":
         raise ConfigError(f"{bag.name}: channels.{name}.stamp is {channel.stamp}, but {channel.topic} has a packet a "
                           "message, and a turn of them the stamp of its last\n  say `stamp: end` in the rig")
@@ -122,8 +123,11 @@ def camera_model(message: Any) -> CameraModel:
     K = np.array(message.k if hasattr(message, "k") else message.K, float).reshape(3, 3)
     D = np.array(message.d if hasattr(message, "d") else message.D, float)
     model = SAME_MODEL.get(message.distortion_model, message.distortion_model)
-    if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.isfinite(K).all():
-        raise DataError(f"CameraInfo holds no calibration: fx {K[0, 0]:g}, fy {K[1, 1]:g}")
+    if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.isfinite(K).all() or K[2].tolist() != [0, 0, 1]:
+        raise DataError(f"CameraInfo holds no calibration: fx {K[0, 0]:g}, fy {K[1, 1]:g}, third row of K "
+                        f"{' '.join(f'{value:g}' for value in K[2])}")
+    if not np.isfinite(D).all():
+        raise DataError(f"CameraInfo holds no calibration: distortion {' '.join(f'{value:g}' for value in D)}")
     if model not in NUM_COEFFICIENTS or len(D) not in NUM_COEFFICIENTS[model]:
         raise DataError(f"CameraInfo has {len(D)} coefficients of the distortion model {message.distortion_model!r}, "
                         f"known are {', '.join(NUM_COEFFICIENTS)}")

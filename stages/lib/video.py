@@ -6,6 +6,7 @@ give it another's stamp. One thread a decoder: the same bytes whatever the numbe
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ NAMES = {**dict.fromkeys(("h264", "h.264", "avc", "avc1", "x264", "libx264"), "h
          **dict.fromkeys(("h265", "h.265", "hevc", "hvc1", "hev1", "x265", "libx265"), "hevc")}
 """What the field calls a codec -> what we do."""
 DECODERS = ("h264", "hevc")
+READ_BYTES = 2**20
 
 av.logging.set_level(None)  # what libav would print is raised here, or counted
 
@@ -81,7 +83,7 @@ class Decoder:
         try:
             frames = self._context.decode(packet)
         except av.error.FFmpegError as error:
-            if error.errno in MACHINE_ERRORS:
+            if error.errno == errno.ENOMEM:
                 raise
             raise DataError(f"a video packet that can't be decoded: {error.strerror}") from None
         return [Decoded(frame.pts, frame) for frame in frames]
@@ -165,20 +167,27 @@ class Film:
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         try:
             options = {} if self._raw else {"ignore_editlist": "1"}
-            with av.open(str(self._path), format=self._raw, options=options) as container:
+            with av.open(str(self._path), format=self._raw, options=options, metadata_errors="replace") as container:
                 videos = container.streams.video
-                stream = next((one for one in videos if one.codec_context.name in DECODERS), None)
+                codecs = [one.codec_context.name if one.codec_context else "an unknown codec" for one in videos]
+                stream = next((one for one, codec in zip(videos, codecs) if codec in DECODERS), None)
                 if stream is None:
-                    found = ", ".join(one.codec_context.name for one in videos)
                     raise DataError(f"{self._name}: has no stream of H.264 or H.265 video, but "
-                                    f"{found or 'no video at all'}\n  write it anew: `ffmpeg -i IN -c:v libx264 "
+                                    f"{', '.join(codecs) or 'no video at all'}\n  write it anew: `ffmpeg -i IN -c:v libx264 "
                                     "OUT.mp4`")
                 yield container, stream
         except av.error.FFmpegError as error:
-            if error.errno in MACHINE_ERRORS:
-                raise
+            if error.errno in MACHINE_ERRORS:  # libav says so of many damaged files too
+                _read(self._path)
             raise DataError(f"{self._name}: is no video that can be read: {error.strerror}\n  copy it again, or write "
                             "it anew: `ffmpeg -i IN -c copy OUT.mkv`") from None
+
+
+def _read(path: Path) -> None:
+    """Reads the file to its end. Raises OSError where the machine can't."""
+    with path.open("rb") as file:
+        while file.read(READ_BYTES):
+            pass
 
 
 def _whole(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:

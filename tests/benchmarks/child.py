@@ -72,15 +72,26 @@ def imports(case: str, folder: Path, out: Path) -> dict[str, float]:
 
 
 def sampler(case: str, folder: Path, out: Path, start_us: int | None = None) -> Callable[[], object]:
+    """What a worker does for a scene, and the first to do it: sample it, and keep what came out in a store of a folder.
+    """
     import yaml
 
     from stages import sample
     from stages.lib import knobs
+    from stages.store.action import Action
+    from stages.store.store import Store
     from tests.benchmarks import reference
     conf = yaml.safe_load((Path(__file__).parents[2] / "conf/sample/default.yaml").read_text())
     cfg = knobs.load(sample.Knobs, {**conf, **CASES[case], "jpeg_quality": QUALITY}, "sample")
     item, inputs = reference.scene(folder, *([start_us] if start_us else []))
-    return lambda: sample.run(cfg, item, inputs, emptied(out))
+
+    def run() -> None:
+        store = Store.in_folder(emptied(out))
+        with store.scratch() as made:
+            facts = sample.run(cfg, item, inputs, made)
+            outputs = {path.name: store.put_file(path) for path in sorted(made.iterdir())}
+        store.commit(Action("sample", {}, "", "", {}, {}), item.name, facts, outputs)
+    return run
 
 
 def emptied(out: Path) -> Path:
