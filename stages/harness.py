@@ -7,31 +7,29 @@ renamed.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import importlib
-import json
 import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from stages.lib import knobs, recordings, site
 from stages.lib.checkpoints import Checkpoints
-from stages.lib.digests import canonical, digest_bytes
+from stages.lib.digests import canonical, digest_bytes, digest_file
 from stages.lib.errors import ConfigError, DataError, RemoteError, RoadmillError
 from stages.lib.knobs import knob
 from stages.lib.secrets import redacted
-from stages.lib.stage import Blob, Item, Out, Result, Summary, Upstream
+from stages.lib.stage import Item, Out, Result, Summary, Upstream
 from stages.runners import local
-from stages.runners.run import Lock, Progress, RunRecord, judge
-from stages.store import code, gc
-from stages.store.action import Action
+from stages.runners.run import Lock, Progress, RunRecord, judge, told
+from stages.store import code, gc, manifest
+from stages.store.action import Action, Operation
 from stages.store.places import open_store
 from stages.store.ranged import RangedPath
 from stages.store.sources import Hashes, Source, locate, open_source
@@ -50,13 +48,17 @@ class CacheKnobs:
     code_pins: dict[str, str] = knob("stage -> older code digest to go on using, as `roadmill explain` shows it")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Planned:
-    """An item whose inputs are digests, and its action."""
+    """An item whose inputs are digests, and its action.
+
+    files  those of this checkout that are among its inputs: in the store once the item is to run
+    """
 
     stage: str
     item: Item
     action: Action
+    files: tuple[Path, ...] = ()
 
 
 class Harness:
@@ -67,7 +69,7 @@ class Harness:
         self.site = site.load(root)
         self.store = open_store(self.site.store, self.site.root, self.rebuild)
         self._plans: dict[str, dict[str, Planned]] = {}
-        self._fresh: dict[str, list[dict[str, Any]]] = {}
+        self._fresh: dict[str, Path] = {}
 
     # what a stage is given ----------------------------------------------------------------------------------------
     @functools.cached_property
@@ -92,35 +94,23 @@ class Harness:
         if not folder.is_dir():
             command = "roadmill scan SOURCE --rig RIG" if name in ("recordings", "labels") else f"dvc repro {name}"
             raise ConfigError(f"{folder} does not exist\n  `{command}` makes it, `dvc pull` fetches it")
-        return Upstream(folder, tuple(self.results(name)))
+        return Upstream(folder, self.results(name))
 
     def inputs(self, stage: str) -> dict[str, Upstream]:
         """name -> Upstream of all that the stage reads."""
         return {name: self.upstream(name) for name in module_of(stage).INPUTS}
 
-    def results(self, stage: str) -> Iterator[Result]:
-        """The results that the stage's manifest on disk lists."""
-        for row in self.manifest_rows(stage):
-            if "outputs" in row:
-                yield self._result(row["name"], row)
+    def results(self, stage: str) -> Sequence[Result]:
+        """The results that the stage's manifest lists, just made or on disk; none where there is none."""
+        path = self._manifest(stage)
+        return manifest.Manifest(path, DATA_FOLDERS[stage], self.store.need) if path.exists() else ()
 
     def manifest_rows(self, stage: str) -> list[dict[str, Any]]:
         """The lines of the stage's manifest, just made or on disk; none where there is none. Raises ConfigError."""
-        if stage in self._fresh:
-            return self._fresh[stage]
-        path = self.root / DATA_FOLDERS[stage] / MANIFEST
-        if not path.exists():
-            return []
-        try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except (ValueError, RecursionError) as error:
-            folder = DATA_FOLDERS[stage]
-            raise ConfigError(f"{path} is damaged: {error}\n"
-                              f"  `dvc checkout {folder}` restores it, `dvc repro` makes it again") from None
+        return list(manifest.rows(self._manifest(stage), DATA_FOLDERS[stage]))
 
-    def _result(self, name: str, document: Mapping[str, Any]) -> Result:
-        outputs = {file: Blob(*blob) for file, blob in document["outputs"].items()}
-        return Result(name, document["facts"], outputs, lambda file: self.store.need(outputs[file].digest))
+    def _manifest(self, stage: str) -> Path:
+        return self._fresh.get(stage, self.root / DATA_FOLDERS[stage] / MANIFEST)
 
     # actions ------------------------------------------------------------------------------------------------------
     def plan(self, stage: str) -> dict[str, Planned]:
@@ -132,15 +122,16 @@ class Harness:
     def _plan(self, stage: str) -> dict[str, Planned]:
         module, cfg, cache = module_of(stage), self.knobs(stage), load_knobs(self.params, "cache")
         digest = cache.code_pins.get(stage) or code.code_digest(self.root, f"stages.{stage}", "run", self.pins)
-        keyed, planned = knobs.keyed(cfg), {}
+        operation, planned = Operation(stage, knobs.keyed(cfg), digest, cache.salt), {}
         for item in sorted(module.plan(cfg, self.inputs(stage)), key=lambda item: item.name):
-            inputs = {role: self.store.put_copy(what).digest if isinstance(what, Path) else what
-                      for role, what in sorted(item.inputs.items())}
             if item.name in planned:
                 raise ConfigError(f"{stage}: two items are called {item.name!r}\n"
                                   "  rename one of the recordings and run `roadmill scan` again")
-            action = Action(stage, keyed, digest, cache.salt, item.params, inputs)
-            planned[item.name] = Planned(stage, dataclasses.replace(item, inputs=inputs), action)
+            files = tuple(what for what in item.inputs.values() if isinstance(what, Path))
+            if files:
+                item = replace(item, inputs={role: digest_file(what) if isinstance(what, Path) else what
+                                             for role, what in item.inputs.items()})
+            planned[item.name] = Planned(stage, item, operation.action(item.params, item.inputs), files)
         return planned
 
     def perform(self, planned: Planned) -> str:
@@ -150,8 +141,8 @@ class Harness:
             if getattr(module, "RESUMES", False):
                 kept = [stack.enter_context(
                     Checkpoints(self.store.shared, planned.action.key, self.site.checkpoint_s))]
-            folder = stack.enter_context(self.store.scratch())
-            inputs = self._open(planned.item.inputs)
+            folder, held = stack.enter_context(self.store.scratch()), stack.enter_context(self.store.scratch())
+            inputs = self._open(planned.item.inputs, held)
             facts = module.run(self.knobs(planned.stage), planned.item, inputs, folder, *kept)
             outputs = {path.relative_to(folder).as_posix(): self.store.put_file(path)
                        for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -162,15 +153,21 @@ class Harness:
                 checkpoints.forget()
         return result
 
-    def _open(self, inputs: Mapping[str, str]) -> dict[str, Path | RangedPath]:
-        """role -> path of the blob or recording that is wanted there; of a recording in a bucket: what reads like one.
-        """
+    def _offer(self, planned: Planned) -> None:
+        """Puts the item's files into the store, where whoever runs it finds them."""
+        for path in planned.files:
+            self.store.put_copy(path)
+
+    def _open(self, inputs: Mapping[str, str], held: Path) -> dict[str, Path | RangedPath]:
+        """role -> path of the blob or recording that is wanted there, which stays as long as the scratch folder `held`;
+        of a recording in a bucket: what reads like one."""
         blobs = sorted({digest for digest in inputs.values() if digest not in self._recordings})
         lost = [digest for digest, path in zip(blobs, self.store.find_all(blobs)) if path is None]
         for digest in sorted(lost, key=lambda digest: len(self._makers.get(digest, ()))):
             self.store.need(digest)  # first what one item alone makes: it may bring back what others made too
         return {role: locate(self._recordings[digest], self.sources)
-                if digest in self._recordings else self.store.need(digest) for role, digest in inputs.items()}
+                if digest in self._recordings else self.store.hold(digest, held)
+                for role, digest in sorted(inputs.items())}
 
     def rebuild(self, digest: str) -> bool:
         """Runs an item again whose recorded output this is; False where no manifest names it.
@@ -191,6 +188,7 @@ class Harness:
 
     def _make_again(self, planned: Planned, digest: str) -> None:
         stage, name = planned.stage, planned.item.name
+        self._offer(planned)
         self.perform(planned)
         if self.store.find(digest) is None:
             self.store.forget_lost(planned.action)
@@ -242,20 +240,30 @@ class Harness:
             record.counts |= {"num_in": summary.num_in, "num_out": summary.num_out}
             print(self._line(stage, summary, record.counts, time.monotonic() - started), flush=True)
 
+    def _rescue(self, stage: str, generation: str, keys: set[str]) -> None:
+        """Keeps what this run uses from being collected; who may only read the store is told what can't be kept."""
+        try:
+            gc.rescue(self.store.shared, generation, keys)
+        except RemoteError as error:
+            print(f"{stage}: a collection has doomed what this run uses, and it can't be kept: {told(error)}",
+                  file=sys.stderr)
+
     def _keep_run(self, stage: str, record: Mapping[str, Any]) -> None:
         self.store.keep_run(stage, record)
         self.store.keep_clone(self.site.root)
 
-    def _run_items(self, stage: str, cfg: Any, out: Out, record: RunRecord) -> list[Result]:
+    def _run_items(self, stage: str, cfg: Any, out: Out, record: RunRecord) -> Sequence[Result]:
         plan = self.plan(stage)
         generation = next(iter(plan.values())).action.generation if plan else ""
         done = self.store.done(generation) if plan else {}
         if done:
-            gc.rescue(self.store.shared, generation, {one.action.key for one in plan.values()})
+            self._rescue(stage, generation, {one.action.key for one in plan.values()})
         documents = self._documents(plan, done)
         misses = [one for name, one in plan.items() if name not in documents]
         record.counts |= {"items": len(plan), "cached": len(documents), "ran": len(misses)}
         failures = {}
+        for one in misses:
+            self._offer(one)
         with Progress(stage, len(plan), len(documents)) as progress:
             outcomes = local.perform(_perform_in_worker, [(self.root, one) for one in misses],
                                      workers=self.site.workers, timeout_s=self.site.timeout_of(stage))
@@ -271,19 +279,18 @@ class Harness:
         judge(stage, failures, len(plan), getattr(cfg, "max_failed_ratio", 0.0))
         if misses:
             ran = {one.item.name: one for one in misses if one.item.name not in failures}
-            documents |= self._documents(ran, self.store.done(generation))  # as all readers take them, twins included
+            made = self.store.done_of([one.action for one in ran.values()], len(plan))
+            documents |= self._documents(ran, made)  # as all readers take them, twins included
             for name in sorted(ran.keys() - documents.keys()):
                 raise RemoteError(f"{stage}: {name} was done, but {self.store.shared.where} has lost its result again\n"
                                   "  `roadmill store fsck` looks for the damage, `dvc repro` does it once more")
             self.store.keep_pages(generation, {digest_bytes(document): document for document in documents.values()})
-        lines = [{"name": name, **json.loads(document)} for name, document in documents.items()]
-        lines += [{"name": name, "error": self._portable(error)} for name, error in failures.items()]
-        lines.sort(key=lambda line: line["name"])
-        (out.data / MANIFEST).write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
+        manifest.write(out.data / MANIFEST, documents,
+                       {name: self._portable(error) for name, error in failures.items()})
         # `collect` may find blobs gone: DVC has removed the manifest on disk that would say what made them
-        self._fresh[stage] = lines
+        self._fresh[stage] = out.data / MANIFEST
         self.__dict__.pop("_makers", None)
-        return list(self.results(stage))
+        return self.results(stage)
 
     def _documents(self, plan: Mapping[str, Planned], done: Mapping[str, str]) -> dict[str, bytes]:
         """Item -> result document of those that were done and whose document is whole; of two results, any that is."""
@@ -318,6 +325,7 @@ class Harness:
             place = self.root / name
             shutil.rmtree(place, ignore_errors=True)
             part.rename(place)
+        self._fresh.pop(stage, None)
 
     def _line(self, stage: str, summary: Summary, counts: Mapping[str, int], seconds: float) -> str:
         came = f"{summary.num_in} {summary.unit_in}".strip()

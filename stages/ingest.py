@@ -14,9 +14,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.lib import calibration, clocks, drivelog, egopose, images, recordings, report, sensors, tables, trajectory
+from stages.lib import (
+    calibration,
+    clocks,
+    drivelog,
+    egopose,
+    images,
+    recordings,
+    report,
+    sensors,
+    tables,
+    trajectory,
+    video_files,
+)
 from stages.lib import rig as rigs
-from stages.lib.bag import Bag, open_bag
+from stages.lib.bag import Bag
 from stages.lib.drivelog import DriveLog
 from stages.lib.errors import ConfigError, DataError
 from stages.lib.faults import FAULTS, POLICIES, Faults
@@ -24,6 +36,7 @@ from stages.lib.knobs import knob, near_miss
 from stages.lib.rig import Channel, Rig
 from stages.lib.sheet import contact_sheet
 from stages.lib.stage import Facts, Item, Out, Result, Summary, Upstream
+from stages.lib.videodrive import open_drive
 
 INPUTS = ("recordings",)
 NUM_PICTURES, NUM_SHOWN, NUM_NOTES = 4, 24, 8
@@ -57,11 +70,11 @@ def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path) -> Facts:
     drives, channels, gaps and faults, each topic's span, and the gyro's `yaw_axis`.
 
     Raises DataError for a damaged recording, a required topic that is missing, empty or of another type, a mount or a
-    calibration that is not known; ConfigError for a signal's field.
+    calibration that is not known; ConfigError for a signal's field and a stamp that single packets can't have.
     """
     drive, rig_name, token = (item.params[key] for key in ("drive_name", "rig_name", "drive_token"))
     rig, faults = rigs.load(item.params["rig"], rig_name), Faults()
-    with open_bag(inputs["recording"], drive) as bag:
+    with open_drive(inputs["recording"], drive) as bag:
         channels = sensors.present(bag, rig, rig_name, faults)
         log = drivelog.read(bag, {channel.topic for channel in channels.values()},
                             {channel.info_topic for channel in channels.values() if channel.info_topic}, _readers(rig))
@@ -128,7 +141,12 @@ def _index(channels: Mapping[str, Channel], log: DriveLog, faults: Faults
     middle of its exposure or turn."""
     parts, rows, gaps = [tables.frame([], tables.INDEX)], [], []
     for name, channel in channels.items():
-        came = log.arrivals[channel.topic]
+        came, from_ns = log.arrivals[channel.topic], log.arrivals[channel.topic].from_ns
+        num_messages, stream = len(came.sensor_us), log.videos.get(channel.topic)
+        if stream:
+            pictures = np.flatnonzero(stream.from_ns >= 0)
+            pictures = pictures[stream.display_order(came.sensor_us[pictures])]
+            came, from_ns = came.at(pictures), stream.from_ns[pictures]
         to_middle_us = {"begin": 1, "middle": 0, "end": -1}[channel.stamp] * channel.duration_us // 2
         stamps_us = came.sensor_us + channel.clock_offset_us + to_middle_us
         kept = clocks.increasing(stamps_us)
@@ -137,15 +155,17 @@ def _index(channels: Mapping[str, Channel], log: DriveLog, faults: Faults
         num_dropped = clocks.num_dropped(stamps_us, channel.rate_hz)
         for fault, count in (("duplicate", kept.num_duplicate), ("backward", kept.num_backward),
                              ("dropped", num_dropped), ("silence", len(silent_us)),
-                             ("camera_info_changed", log.num_changed.get(channel.info_topic, 0))):
+                             ("camera_info_changed", log.num_changed.get(channel.info_topic, 0)),
+                             *(sorted(stream.faults.items()) if stream else ())):
             faults.add(fault, count, channel=name, topic=channel.topic)
         gaps += [{"channel": name, "start_us": first, "end_us": last} for first, last in silent_us]
         rows.append({"channel": name, "modality": channel.modality, "topic": channel.topic,
-                     "rate_hz": clocks.rate_hz(stamps_us), "num_messages": len(came.sensor_us),
+                     "rate_hz": clocks.rate_hz(stamps_us), "num_messages": num_messages,
                      "num_duplicate": kept.num_duplicate, "num_backward": kept.num_backward,
                      "num_dropped": num_dropped, "max_gap_us": int(np.diff(stamps_us).max(initial=0))})
         parts.append(tables.frame({"channel": [name] * len(stamps_us), "stamp_us": stamps_us, **{
-            column: getattr(came, column)[kept.keep] for column in ("receive_ns", "seq", "bytes")}}, tables.INDEX))
+            column: getattr(came, column)[kept.keep] for column in ("receive_ns", "seq", "bytes")},
+            "decode_from_ns": from_ns[kept.keep]}, tables.INDEX))
     return pl.concat(parts).sort("stamp_us", "channel"), rows, gaps
 
 
@@ -234,7 +254,7 @@ def _pictures(bag: Bag, index: pl.DataFrame, mounted: Mapping[str, calibration.S
             row = own.row(number, named=True)
             caption = f"{name} +{(row['stamp_us'] - own['stamp_us'][0]) / 1e6:.1f} s"
             try:
-                pictures.append((caption, _image(bag, mounted[name].topic, row)))
+                pictures.append((caption, _image(bag, mounted[name], row)))
             except DataError as error:
                 pictures.append((caption, None))
                 faults.add("unreadable_picture", 1, channel=name, topic=mounted[name].topic,
@@ -242,7 +262,10 @@ def _pictures(bag: Bag, index: pl.DataFrame, mounted: Mapping[str, calibration.S
     return pictures
 
 
-def _image(bag: Bag, topic: str, row: Mapping[str, Any]) -> np.ndarray:
+def _image(bag: Bag, sensor: calibration.Sensor, row: Mapping[str, Any]) -> np.ndarray:
+    topic = sensor.topic
+    if sensor.video:
+        return video_files.picture_at(bag, topic, sensor.video, row)
     for message in bag.messages([topic], row["receive_ns"], row["receive_ns"] + 1):
         if message.seq == row["seq"]:
             return images.from_message(bag.decode(message))

@@ -7,7 +7,7 @@ are sweeps. The recording is read once, in receive order, from the scene's first
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.lib import calibration, fragment, keyframes, preview, report, tables
-from stages.lib.bag import open_bag
+from stages.lib import calibration, fragment, keyframes, packets, preview, report, tables
+from stages.lib.bag import Bag, Message, ns_to_us
 from stages.lib.calibration import Sensor
 from stages.lib.cameras import Rectifier
 from stages.lib.errors import ConfigError, DataError
@@ -25,15 +25,17 @@ from stages.lib.pack import PackWriter
 from stages.lib.poses import Poses
 from stages.lib.sensor_files import TURN_SLACK, CameraFiles, LidarFiles
 from stages.lib.stage import Facts, Item, Out, Result, Summary, Upstream
+from stages.lib.video_files import VideoFiles
+from stages.lib.videodrive import open_drive
 
 INPUTS = ("ingest", "split")
 NEAR_US = 1_000_000  # silences of the trajectory so far from a scene may touch its frames
 RATE_SLACK = 1.02  # a channel of 10 Hz may be measured as 9.9
 
 # Frames dropped because no ego pose is known around them, key frames lost for want of a channel, points that are none,
-# clouds that lack a field.
+# clouds that lack a field, video pictures that were decoded, and those that were wanted and could not be.
 COUNTS = ("num_no_pose", "num_lost_key_frames", "num_invalid_points", "num_clouds_without_intensity",
-          "num_clouds_without_ring", "num_clouds_without_time")
+          "num_clouds_without_ring", "num_clouds_without_time", "num_decoded_pictures", "num_lost_pictures")
 SCENES = {"scene_token": pl.String, "scene_name": pl.String, "reference_channel": pl.String, "num_samples": pl.Int64,
           "num_sample_data": pl.Int64, "pack_digest": pl.String, "bytes": pl.Int64, **dict.fromkeys(COUNTS, pl.Int64)}
 
@@ -56,6 +58,10 @@ class Knobs:
     motion_compensate: bool = knob("points that know their time move to where a sensor at the frame's stamp sees them")
     max_failed_ratio: float = knob("scenes that may fail by the recording's fault", low=0, high=1, in_key=False)
     num_pictures: int = knob("scenes shown in the report", low=0, in_key=False)
+
+
+Files = CameraFiles | VideoFiles | LidarFiles
+"""What a channel's messages become in the pack."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +136,10 @@ def run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path) -> Facts:
     rectifiers = {channel: _rectifier(cfg, sensor) for channel, sensor in sensors.items()
                   if sensor.modality == "camera"}
     chosen = select(cfg, scene, tables.read(inputs["index"]), counts)
-    files = {channel: CameraFiles(rectifiers[channel], cfg.jpeg_quality) if channel in rectifiers else
+    files = {channel: _camera_files(cfg, sensor, rectifiers[channel], chosen, counts) if channel in rectifiers else
              LidarFiles(sensor, poses if cfg.motion_compensate else None, chosen.periods_us[channel], counts)
              for channel, sensor in sensors.items()}
-    stored, pack = _write_pack(scene, files, chosen.frames, inputs["recording"], out / "pack.tar")
+    stored, pack = _write_pack(scene, files, chosen, inputs["recording"], out / "pack.tar")
 
     sample = fragment.samples(token, chosen.sample_us)
     data = fragment.sample_data(stored, sample, sensors, rectifiers, pack.digest)
@@ -172,7 +178,8 @@ def collect(cfg: Knobs, results: list[Result], out: Out) -> Summary:
                        pictures=tuple((result.name, result.path("preview.jpg").read_bytes()) for result in shown))])
     without_time = totals["num_clouds_without_time"]
     notes = (f"{without_time} lidar frames do not say when a point was measured: their motion within a turn stays",)
-    dropped = {"key frames": totals["num_lost_key_frames"], "frames without a pose": totals["num_no_pose"]}
+    dropped = {"key frames": totals["num_lost_key_frames"], "frames without a pose": totals["num_no_pose"],
+               "pictures of damaged video": totals["num_lost_pictures"]}
     return Summary(len(scenes), totals["num_samples"], "samples", unit_in="scenes",
                    dropped={what: count for what, count in dropped.items() if count},
                    notes=notes if without_time and cfg.motion_compensate else ())
@@ -261,34 +268,77 @@ def _rectifier(cfg: Knobs, sensor: Sensor) -> Rectifier:
                         "rig") from None
 
 
-def _write_pack(scene: Scene, files: Mapping[str, CameraFiles | LidarFiles], chosen: pl.DataFrame, recording: Path,
-                path: Path) -> tuple[pl.DataFrame, PackWriter]:
+def _camera_files(cfg: Knobs, sensor: Sensor, rectifier: Rectifier, chosen: Selection, counts: Counter[str]
+                  ) -> Files:
+    if sensor.video is None:
+        return CameraFiles(rectifier, cfg.jpeg_quality)
+    rows = chosen.frames.filter(pl.col("channel") == sensor.channel).to_dicts()
+    return VideoFiles(sensor.video, rectifier, cfg.jpeg_quality, rows, counts)
+
+
+def _write_pack(scene: Scene, files: Mapping[str, Files], chosen: Selection, recording: Path, path: Path
+                ) -> tuple[pl.DataFrame, PackWriter]:
     """The chosen frames with filename, offset and bytes, in the pack's order (that of arrival), and the closed pack."""
-    sensors, drive = scene.sensors, scene.drive_name
-    left = {(sensors[row["channel"]].topic, row["receive_ns"], row["seq"]): row for row in chosen.iter_rows(named=True)}
+    sensors, drive, frames = scene.sensors, scene.drive_name, chosen.frames
+    left = {(sensors[row["channel"]].topic, row["receive_ns"], row["seq"]): row for row in frames.iter_rows(named=True)}
     stored = []
-    with open_bag(recording, drive) as bag, PackWriter(path) as writer:
-        topics = {sensors[channel].topic: files[channel] for channel in chosen["channel"].unique().sort()}
-        for topic, kind in topics.items():
-            if topic in bag.topics and bag.topics[topic].msgtype not in kind.msgtypes:
+    with open_drive(recording, drive) as bag, PackWriter(path) as writer:
+        channels = {sensors[channel].topic: channel for channel in frames["channel"].unique().sort()}
+        for topic, channel in channels.items():
+            msgtypes = files[channel].msgtypes
+            if topic in bag.topics and bag.topics[topic].msgtype not in msgtypes:
                 raise DataError(f"{drive}: {topic} is {bag.topics[topic].msgtype}, expected "
-                                f"{' or '.join(kind.msgtypes)}\n  correct its topic or modality in the rig")
-        for message in bag.messages(topics, chosen["receive_ns"].min(), chosen["receive_ns"].max() + 1):
-            row = left.pop((message.topic, message.receive_ns, message.seq), None)
-            if row is None:
-                continue
-            channel, at_us = row["channel"], row["stamp_us"]
-            decoded = bag.decode(message)
+                                f"{' or '.join(msgtypes)}\n  correct its topic or modality in the rig")
+
+        def store(made: Iterable[tuple[Mapping[str, Any], bytes]], channel: str, at_us: int) -> None:
             try:
-                content = files[channel].content(decoded, at_us)
+                for row, content in made:
+                    name = fragment.member_name(drive, sensors[channel], row["stamp_us"], row["sample"] >= 0)
+                    offset, num_bytes = writer.add(name, content)
+                    stored.append({**row, "filename": name, "offset": offset, "bytes": num_bytes})
             except DataError as error:
-                raise DataError(f"{drive}: {message.topic} at {at_us} us: {error}\n  leave {channel} out of the rig, "
-                                "or go on without such scenes: sample.max_failed_ratio") from None
-            name = fragment.member_name(drive, sensors[channel], at_us, row["sample"] >= 0)
-            offset, num_bytes = writer.add(name, content)
-            stored.append({**row, "filename": name, "offset": offset, "bytes": num_bytes})
+                raise DataError(f"{drive}: {sensors[channel].topic} at {at_us} us: {error}\n  leave {channel} out of "
+                                "the rig, or go on without such scenes: sample.max_failed_ratio") from None
+
+        videos = {topic: files[channel] for topic, channel in channels.items()
+                  if isinstance(files[channel], VideoFiles)}
+        for message, turn in packets.joined(bag, _messages(bag, channels, frames)):
+            row = left.pop((message.topic, message.receive_ns, message.seq), None)
+            channel = channels[message.topic]
+            if message.topic in videos:
+                store(videos[message.topic].push(bag, message), channel, ns_to_us(message.receive_ns))
+            elif row is not None:
+                store(_one(row, files[channel], turn or bag.decode(message)), channel, row["stamp_us"])
+        for topic, video in videos.items():
+            store(video.rest(), channels[topic], scene.end_us)
     if left:
         topic, receive_ns, _ = min(left)
         raise DataError(f"{drive}: {len(left)} messages that its index lists are not in the recording, first {topic} "
                         f"received at {receive_ns} ns\n  run `dvc repro -f ingest`")
+    _check_lost(scene, chosen, {(row["channel"], row["stamp_us"]) for row in stored})
     return pl.DataFrame(stored), writer
+
+
+def _one(row: Mapping[str, Any], files: Files, message: Any) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+    yield row, files.content(message, row["stamp_us"])
+
+
+def _messages(bag: Bag, channels: Mapping[str, str], frames: pl.DataFrame) -> Iterator[Message]:
+    """All messages (of topic -> channel) from the first wanted one to the last; of videos and single packets also those
+    before that decoding begins with."""
+    start_ns, stop_ns = frames["receive_ns"].min(), frames["receive_ns"].max() + 1
+    early = set(frames.filter(pl.col("decode_from_ns") < pl.col("receive_ns"))["channel"])
+    if early:
+        yield from bag.messages([topic for topic, channel in channels.items() if channel in early],
+                                frames["decode_from_ns"].min(), start_ns)
+    yield from bag.messages(channels, start_ns, stop_ns)
+
+
+def _check_lost(scene: Scene, chosen: Selection, stored: set[tuple[str, int]]) -> None:
+    """Raises DataError where a picture that a key frame needs did not come out of its video."""
+    for row in chosen.frames.filter(pl.col("sample") >= 0).iter_rows(named=True):
+        channel, at_us = row["channel"], row["stamp_us"]
+        if (channel, at_us) not in stored and (scene.sensors[channel].required or channel == chosen.reference):
+            raise DataError(f"{scene.drive_name}: {scene.sensors[channel].topic} at {at_us} us: its video is damaged "
+                            f"there, and a key frame needs {channel}\n  say `required: false` of it in the rig, or go "
+                            "on without such scenes: sample.max_failed_ratio")

@@ -11,14 +11,14 @@ PAGE_NAMES = 1000  # ListObjectsV2 gives that many keys a request
 
 
 class Memory:
-    """Objects in a dict. requests: LIST, GET, HEAD, PUT, DELETE -> how many; spoil: name -> bytes of the next GET."""
+    """Objects in a dict. requests: LIST, GET, HEAD, PUT, DELETE -> how many; spoil: name -> bytes of the next GETs."""
 
     where = "memory"
 
     def __init__(self):
         self.kept: dict[str, bytes] = {}
         self.requests: Counter = Counter()
-        self.spoil: dict[str, bytes] = {}
+        self.spoil: dict[str, list[bytes]] = {}
         self.modified_s: dict[str, float] = {}
 
     def names(self, prefix):
@@ -32,7 +32,7 @@ class Memory:
 
     def read(self, name):
         self.requests["GET"] += 1
-        return self.spoil.pop(name, self.kept.get(name))
+        return self.spoil[name].pop(0) if self.spoil.get(name) else self.kept.get(name)
 
     def download(self, name, path: Path):
         data = self.read(name)
@@ -41,7 +41,7 @@ class Memory:
         path.write_bytes(data)
         return digest_bytes(data)
 
-    def write(self, name, data):
+    def write(self, name, data, sha256=None):
         self.requests["PUT"] += 1
         self._put(name, data.read_bytes() if isinstance(data, Path) else data)
 

@@ -111,8 +111,8 @@ class Aging:
         return [replace(one, modified_s=one.modified_s - self.days.get(one.name, 0) * DAY_S)
                 for one in self.bucket.list(prefix)]
 
-    def write(self, name, data):
-        self.bucket.write(name, data)
+    def write(self, name, data, sha256=None):
+        self.bucket.write(name, data, sha256)
         self.days.pop(name, None)
 
     def create(self, name, data):

@@ -141,6 +141,17 @@ class Moto(Server):
     stop = kill
 
 
+    def reader(self) -> dict[str, str]:
+        """AWS's variables of a user who may only read."""
+        iam = self.client("iam")
+        iam.create_user(UserName="reader")
+        made = iam.create_access_key(UserName="reader")["AccessKey"]
+        iam.put_user_policy(UserName="reader", PolicyName="read", PolicyDocument=(
+            '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], '
+            '"Resource": "*"}]}'))
+        return {"AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"]}
+
+
 class Rados(Server):
     """One monitor, one storage daemon and radosgw of Ceph, on the loopback."""
 

@@ -16,7 +16,7 @@ import pytest
 
 from stages.lib.errors import ConfigError, DataError, RemoteError, TemporaryRemoteError
 from stages.store import bucket as module
-from stages.store.bucket import PAGE, PART_BYTES, Bucket
+from stages.store.bucket import PAGE, PART_BYTES, Bucket, DifferentBytesError
 from stages.store.bucket_errors import read_trouble
 from stages.store.patience import Patience
 from tests.faultproxy import fault_proxy
@@ -162,6 +162,11 @@ def test_no_request_is_made_that_is_not_needed(s3, bucket, tmp_path):
 
 
 # encryption -----------------------------------------------------------------------------------------------------------
+def test_an_error_of_a_worker_keeps_its_text_on_the_way_home():
+    error = pickle.loads(pickle.dumps(DifferentBytesError("s3://b/a: other bytes", "5ha")))
+    assert (str(error), error.sha256) == ("s3://b/a: other bytes", "5ha")
+
+
 def test_the_server_is_asked_to_encrypt(s3, bucket):
     if s3.name == "radosgw":
         pytest.skip("this radosgw has no key for encryption")
@@ -282,7 +287,7 @@ def test_addresses_that_may_hold_a_secret_are_refused_without_repeating_it(setti
 
 def test_encryption_settings_that_make_no_sense_are_refused():
     for settings in ({"sse": "rot13"}, {"sse": "AES256", "sse_kms_key": "k"}, {"sse_kms_key": "k"}):
-        with pytest.raises(ConfigError, match=r"store\.sse is .*\nset it to AES256, aws:kms"):
+        with pytest.raises(ConfigError, match=r"store\.sse is .*\n  set it to AES256 or aws:kms"):
             Bucket("s3://bucket", **settings)
 
 

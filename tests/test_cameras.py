@@ -72,6 +72,26 @@ def test_a_resized_image_shows_a_point_where_the_scaled_k_projects_it():
     assert np.abs(find(saved, expected, reach=5) - expected).max() < 0.05
 
 
+@pytest.mark.parametrize("width_px", [240, 160, 100, 64], ids=["straight", "half", "half, then straight", "by areas"])
+def test_an_undistorted_image_of_any_smaller_width_shows_a_point_where_its_k_projects_it(width_px):
+    xyz = points_seen_at(UV)
+    raw_uv, _ = cameras.project(xyz, K, LENSES["plumb_bob"], "plumb_bob")
+    rectifier = Rectifier(camera(), undistort=True, width_max_px=width_px)
+    assert rectifier.halves == (width_px <= 160)
+    jpeg = images.encode_jpeg(dots(raw_uv), 98)
+    expected, _ = cameras.project(xyz, rectifier.K)
+    for saved in (rectifier.apply(images.decode(jpeg, halved=rectifier.halves), rectifier.halves),
+                  rectifier.apply(images.decode(jpeg))):
+        assert saved.shape == (round(180 * width_px / 320), width_px, 3)
+        assert np.abs(find(saved, expected, reach=round(8 * width_px / 320)) - expected).max() < 0.1
+
+
+def test_stripes_too_narrow_for_a_quarter_of_the_size_become_grey_and_no_pattern():
+    stripes = np.where(np.arange(320) % 4 < 2, 60, 196).astype(np.uint8)
+    saved = Rectifier(camera(), undistort=True, width_max_px=80).apply(np.tile(stripes[None, :, None], (180, 1, 3)))
+    assert np.abs(saved[8:-8, 8:-8].astype(int) - 128).max() < 40
+
+
 def test_scaling_keeps_the_corners_of_the_image_in_its_corners():
     half = cameras.scaled(K, 0.5, 0.5)
     np.testing.assert_allclose(half @ [0, 0, 1], [79.0, 45.25, 1])  # (158.5 + 0.5) / 2 - 0.5, (91 + 0.5) / 2 - 0.5
@@ -163,6 +183,17 @@ def test_cut_off_and_foreign_image_files_are_refused():
         images.decode(b"\0\0\0\1", "h264")
     with pytest.raises(DataError, match="0 bytes that begin with ''"):
         images.decode(b"")
+
+
+def test_a_jpegs_size_is_read_off_its_header_and_only_where_it_has_an_end():
+    jpeg = images.encode_jpeg(dots(UV), 90)
+    progressive = cv2.imencode(".jpg", dots(UV), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    comment = jpeg[:2] + b"\xff\xfe\0\x07\xff\xc0\0\0\0" + jpeg[2:]
+    for content in (jpeg, progressive, comment, jpeg[:2] + b"\xff" + jpeg[2:]):
+        assert images.jpeg_size_px(memoryview(content)) == (320, 180)
+        assert images.decode(content).shape == (180, 320, 3)
+    for content in (jpeg[:-2], jpeg[:200], jpeg + bytes(3), jpeg[:100] + jpeg[-2:], jpeg[:3]):
+        assert images.jpeg_size_px(memoryview(content)) is None
 
 
 def test_an_exif_orientation_does_not_turn_the_image_as_its_intrinsics_would_not_follow():

@@ -90,7 +90,7 @@ def test_a_manifest_that_cannot_be_had_stops_everything(place, clone):
             path.unlink()
     place.pass_days(31)
     with pytest.raises(ConfigError, match=r"1 manifests that git names can't be read, so what they need is not known: "
-                                          r"sample of refs/tags/v1 in (.|\n)*dvc fetch --all-branches --all-tags"):
+                                          r"sample of refs/tags/v1 in (.|\n)*dvc fetch --all-commits"):
         gc(clone)
     assert place.names() == before
     clone.git("tag", "--delete", "v1")

@@ -18,8 +18,10 @@ from stages.lib.knobs import knob
 from stages.lib.recordings import Recording
 from stages.lib.stage import Item, Summary
 from stages.store import gc
-from stages.store.store import MissingBlobError
-from stages.tools import damage
+from stages.store.folder import Folder
+from stages.store.store import MissingBlobError, Store
+from stages.tools import damage, why
+from tests.memory import Memory
 
 ROOT = Path(__file__).parents[1]
 DRIVES = ("a", "b", "c")
@@ -203,6 +205,82 @@ def test_a_run_that_takes_results_which_a_collection_has_doomed_keeps_them(root)
     run(root, "ingest")
     found = gc.survey(Harness(root).store, gc.Live(), 0.0)
     assert {op: count["results"] for (step, op), count in found.tally.items() if step == "goes"} == {"sample": 3}
+
+
+@pytest.fixture
+def others(root, monkeypatch):
+    """The same checkout on a bucket that holds all; what its prefixes in the set allow can be written."""
+    shared = Memory()
+    for path in (root / "data/store").rglob("*"):
+        if path.is_file():
+            name = path.relative_to(root / "data/store").as_posix()
+            shared.kept[name], shared.modified_s[name] = path.read_bytes(), 0.0
+    allowed = set()
+
+    def guarded(write):
+        def attempt(name, data):
+            if not name.startswith(tuple(allowed)):
+                raise RemoteError(f"memory/{name}: access denied")
+            return write(name, data)
+        return attempt
+
+    shared.write, shared.create = guarded(shared.write), guarded(shared.create)
+    monkeypatch.setattr(harness, "open_store", lambda where, folder, rebuild: Store(
+        Folder(root / "cache"), shared, rebuild=rebuild))
+    shutil.rmtree(root / "data/store")
+    return shared, allowed
+
+
+def test_who_may_only_read_the_store_repeats_a_stage_and_is_told_what_is_not_kept(root, others, capsys):
+    _, allowed = others
+    before = (root / "data/sample/table").read_bytes()
+    assert run(root, "sample") == before
+    assert "sample: done, but the store keeps no record of this run: memory/runs/sample/" in capsys.readouterr().err
+    allowed.add("gc/")
+    store = Harness(root).store
+    gc.bury(store, gc.survey(store, gc.Live(), 0.0))
+    allowed.clear()
+    assert run(root, "sample") == before
+    assert ("sample: a collection has doomed what this run uses, and it can't be kept: memory/gc/"
+            in capsys.readouterr().err)
+
+
+def test_a_plan_writes_nothing_and_a_run_puts_the_checkouts_files_where_a_worker_finds_them(root, others, monkeypatch):
+    shared, allowed = others
+    (root / "table").write_bytes(b"a table of the checkout")
+    monkeypatch.setattr(SAMPLE, "plan", lambda cfg, inputs: [
+        Item("a", {}, {"own": root / "table", "all": root / "table"})])
+    names = set(shared.kept)
+    assert Harness(root).plan("sample")["a"].item.inputs["own"] == digest_bytes(b"a table of the checkout")
+    assert set(shared.kept) == names
+    allowed.add("")
+    assert b"a table of the checkout" in run(root, "sample")
+    lose_all = [name for name in shared.kept if name.startswith("cas/")]
+    shared.delete(lose_all)
+    shutil.rmtree(root / "cache")
+    [pack] = Harness(root).manifest_rows("sample")[0]["outputs"].values()
+    assert Harness(root).store.need(pack[0]).read_bytes() == b"a table of the checkout" * 2
+
+
+def test_explain_names_only_what_differs_and_says_where_a_result_is_gone(root, monkeypatch):
+    knobs = dataclasses.make_dataclass("Knobs", [("gain", int, knob("what is written", low=1)), (
+        "sizes_m", tuple[float, ...], knob("a range"))], frozen=True)
+    for module in (INGEST, SAMPLE):
+        monkeypatch.setattr(module, "Knobs", knobs)
+    values = {stage: {"gain": 1, "sizes_m": [1.0, 2.0]} for stage in ("ingest", "sample")}
+
+    def explain(gain):
+        values["ingest"]["gain"] = gain
+        (root / "params.yaml").write_text(yaml.safe_dump({**values, "cache": {"salt": "", "code_pins": {}}}))
+        return why.explain(root, "a")
+
+    monkeypatch.setattr(why, "ITEM_STAGES", ("ingest",))
+    explain(1)
+    run(root, "ingest")
+    assert explain(1)[1:] == []
+    assert explain(2)[1:] == ["  knobs.gain   1 -> 2"]
+    shutil.rmtree(root / "data/store/ac")
+    assert explain(1)[1:] == ["  made before, but its result is gone from the store: it will be made again"]
 
 
 def test_fsck_does_again_what_is_damaged_and_is_clean_then(root, capsys):

@@ -279,5 +279,7 @@ def test_a_recording_of_no_list_is_found_by_its_digest(clone):
     shutil.copytree(Path(__file__).parents[1] / "conf", clone.root / "conf")
     found = lineage(clone.root, WITHDRAWN)
     assert [one["name"] for one in found["recordings"][0]["datasets"][0]["scenes"]] == ["s1"]
+    with pytest.raises(ConfigError, match=r"dvc\.lock: its bytes are of no recording, stage or export in the"):
+        lineage(clone.root, str(clone.root / "dvc.lock"))
     with pytest.raises(ConfigError, match=r"no file here.*\n  `roadmill lineage` takes a file"):
         lineage(clone.root, GOOD)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stages.lib import pack
+from stages.lib.digests import digest_bytes, digest_file
 from stages.lib.errors import DataError
 
 MEMBERS = {"samples/CAM_FRONT/a__CAM_FRONT__1.jpg": b"one", "sweeps/LIDAR_TOP/a__LIDAR_TOP__2.pcd.bin": bytes(1000),
@@ -67,6 +68,22 @@ def test_a_name_that_leaves_the_folder_is_not_added(tmp_path, name):
         writer.add(name, b"")
 
 
+@pytest.mark.parametrize("name", ["a", "samples/CAM_FRONT/x.jpg", "a" * 100, "a" * 101, "ä"])
+@pytest.mark.parametrize("num_bytes", [0, 1, 511, 512, 8**11 - 1, 8**11])
+def test_headers_are_those_of_tarfile(name, num_bytes):
+    member = tarfile.TarInfo(name)
+    member.size = num_bytes
+    assert pack._header(name, num_bytes) == member.tobuf(tarfile.PAX_FORMAT)
+
+
+def test_a_write_that_ends_early_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "writev", lambda file, pieces: os.write(file, pieces[0][:100]))
+    with pack.PackWriter(tmp_path / "p.tar") as writer:
+        offset, num_bytes = writer.add("samples/x", b"content")
+    assert pack.read_member(tmp_path / "p.tar", offset, num_bytes) == b"content"
+    assert hashlib.sha256((tmp_path / "p.tar").read_bytes()).hexdigest() == writer.digest
+
+
 def test_a_name_is_added_once(tmp_path):
     with pack.PackWriter(tmp_path / "p.tar") as writer:
         writer.add("samples/x", b"")
@@ -109,3 +126,16 @@ def test_points_are_float32_rows_of_five():
     np.testing.assert_array_equal(pack.read_points(content), points)
     with pytest.raises(DataError, match=r"a \.pcd\.bin of 39 bytes is not rows of 5 float32"):
         pack.read_points(content[:-1])
+
+
+def test_a_pack_is_hashed_once_and_again_when_its_file_has_changed(tmp_path, monkeypatch):
+    with pack.PackWriter(tmp_path / "pack.tar") as writer:
+        writer.add("a", b"a" * 1000)
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
+    assert digest_file(tmp_path / "pack.tar") == writer.digest
+    monkeypatch.undo()
+    assert digest_file(tmp_path / "pack.tar") == writer.digest, "the second time by reading"
+    with pack.PackWriter(tmp_path / "pack.tar") as writer:
+        writer.add("a", b"a" * 1000)
+    (tmp_path / "pack.tar").write_bytes((tmp_path / "pack.tar").read_bytes()[:-1] + b"x")
+    assert digest_file(tmp_path / "pack.tar") == digest_bytes((tmp_path / "pack.tar").read_bytes()) != writer.digest

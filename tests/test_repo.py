@@ -30,6 +30,8 @@ MAY_IMPORT = {
 # library -> the files that may import it
 DOORS = {
     "rosbags": {"stages/lib/bag.py", "stages/sim/recorder.py"},
+    "av": {"stages/lib/video.py"},
+    "velodyne_decoder": {"stages/lib/packets.py"},
     "pebble": {"stages/runners/local.py"},
     "hydra": {"stages/tools/config.py"},
     "dvc": {"stages/tools/history.py"},

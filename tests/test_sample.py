@@ -111,7 +111,7 @@ def write(folder, rows, rig=None, poses_us=None):
     seen, index = {}, []
     for channel, at_us, receive_ns, _ in rows:
         seq = seen[channel, receive_ns] = seen.get((channel, receive_ns), -1) + 1
-        index.append((channel, at_us, receive_ns, seq, 0))
+        index.append((channel, at_us, receive_ns, seq, 0, receive_ns))
     tables.write(pl.DataFrame(index, tables.INDEX, orient="row"), folder / "index")
     stamps = np.arange(T0, END + 1, 20_000) if poses_us is None else poses_us
     numbers = np.array([np.hstack(geometry.split(pose(at))) for at in stamps])
@@ -471,6 +471,26 @@ def test_an_image_that_cannot_be_decoded_is_named_with_topic_and_stamp(tmp_path)
     assert str(caught.value) == (
         f"area/drive: /cam_back at {at_us} us: a damaged or cut-off JPEG of 200 bytes\n"
         "  leave CAM_BACK out of the rig, or go on without such scenes: sample.max_failed_ratio")
+
+
+def test_a_copied_image_of_another_size_than_its_calibration_is_named(tmp_path):
+    rows = messages()
+    for channel, at_us, _, message in rows:
+        if channel == "CAM_BACK" and at_us > T0 + 500_000:
+            message.data = cv2.imencode(".jpg", np.zeros((90, 150, 3), np.uint8))[1].reshape(-1)
+    with pytest.raises(DataError, match=r"/cam_back at \d+ us: the image is 150x90, its CameraInfo is for 160x96"):
+        run(tmp_path / "out", write(tmp_path / "in", rows))
+
+
+def test_a_jpeg_with_padding_behind_its_end_is_copied_with_it(tmp_path):
+    """Some drivers pad; where the end mark is not at the end, decoding tells whether the file is whole."""
+    rows = messages()
+    for channel, _, _, message in rows:
+        if channel == "CAM_BACK":
+            message.data = np.append(message.data, np.zeros(5, np.uint8))
+    scene = run(tmp_path / "out", write(tmp_path / "in", rows))
+    assert scene.content(scene.rows("CAM_BACK")[0]).endswith(b"\xff\xd9" + bytes(5))
+    assert errors_px(scene, "CAM_BACK", BEHIND).max() < 0.16
 
 
 def test_point_times_that_no_turn_has_are_an_error_and_never_guessed(tmp_path):

@@ -62,7 +62,8 @@ def test_a_second_look_reads_nothing_twice_and_a_changed_file_is_read_again(sour
 
 
 def test_an_empty_source_is_an_error_that_says_what_was_looked_for(tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no recordings: no rosbag2 folder and no file ending in .bag, .mcap"):
+    with pytest.raises(ConfigError, match=r"holds no recordings: no rosbag2 folder, no folder of videos with their "
+                                          r"stamps and no file ending in .bag, .mcap"):
         sources.look(str(tmp_path), lambda where: FolderSource(Path(where), Hashes(tmp_path)))
 
 

@@ -3,10 +3,12 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stages.lib.digests import digest_bytes
+from stages.lib.errors import RemoteError
 from stages.store import store as module
 from stages.store.action import Action
 from stages.store.folder import Folder
@@ -76,9 +78,18 @@ def test_a_blob_that_was_cut_short_in_the_bucket_is_put_again(tmp_path, bucket, 
 
 def test_bytes_that_the_way_spoilt_are_fetched_again(tmp_path, bucket, capsys):
     blob = machine(tmp_path / "one", bucket).put_bytes(b"right")
-    bucket.spoil[blob_name(blob.digest)] = b"wrong"
+    bucket.spoil[blob_name(blob.digest)] = [b"wrong"]
     assert machine(tmp_path / "other", bucket).need(blob.digest).read_bytes() == b"right"
     assert capsys.readouterr().err == ""
+
+
+def test_a_machine_whose_bytes_differ_each_time_removes_nothing_from_the_bucket(tmp_path, bucket):
+    blob = machine(tmp_path / "one", bucket).put_bytes(b"right")
+    bucket.spoil[blob_name(blob.digest)] = [b"wrong", b"wrung"]
+    with pytest.raises(RemoteError, match=rf"memory/{blob_name(blob.digest)} came as {digest_bytes(b'wrong')[:12]}… "
+                                          r"and then as .*nothing was removed\n  `roadmill store fsck` on another"):
+        machine(tmp_path / "other", bucket).find(blob.digest)
+    assert machine(tmp_path / "third", bucket).need(blob.digest).read_bytes() == b"right"
 
 
 def test_a_blob_damaged_in_the_bucket_is_never_returned_and_is_made_again(tmp_path, bucket, capsys):
@@ -124,10 +135,37 @@ def test_the_cache_keeps_within_its_limit_and_drops_the_least_recently_used(tmp_
     assert store.need(blobs[1].digest).read_bytes() == b"1" * 100
 
 
+def test_the_cache_leaves_room_on_a_disk_that_is_smaller_than_its_limit(tmp_path, bucket, monkeypatch):
+    store = machine(tmp_path, bucket, cache_bytes=1e12)
+    blobs = [store.put_bytes(b"%d" % number * 100) for number in range(9)]
+    long_ago = time.time() - 2 * module.KEEP_S
+    for number, blob in enumerate(blobs):
+        path = tmp_path / blob_name(blob.digest)
+        os.utime(path, (long_ago + number, path.stat().st_mtime))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    machine(tmp_path, bucket, cache_bytes=1e12).put_bytes(b"x" * 200)
+    here = [(tmp_path / blob_name(blob.digest)).exists() for blob in blobs]
+    assert here == [False, False, *[True] * 7], "900 there, 100 free: 950 may be used, 200 of them are new"
+
+
 def test_what_was_used_in_the_last_hour_stays_in_a_full_cache(tmp_path, bucket):
     store = machine(tmp_path, bucket, cache_bytes=100)
     paths = [store.need(store.put_bytes(b"%d" % number * 90).digest) for number in range(5)]
     assert all(path.exists() for path in paths)
+
+
+def test_what_is_held_stays_in_a_full_cache_however_long_ago_it_was_read(tmp_path, bucket):
+    store = machine(tmp_path, bucket, cache_bytes=1000)
+    held, left = (store.put_bytes(letter * 400) for letter in (b"h", b"l"))
+    with store.scratch() as folder:
+        paths = [store.hold(held.digest, folder), store.hold(held.digest, folder), store.need(left.digest)]
+        for path in paths:
+            os.utime(path, (time.time() - 2 * module.KEEP_S, path.stat().st_mtime))
+        store.put_bytes(b"x" * 400)
+        assert [path.exists() for path in paths] == [True, True, False]
+    os.utime(paths[0], (time.time() - 2 * module.KEEP_S, paths[0].stat().st_mtime))
+    machine(tmp_path, bucket, cache_bytes=1000).put_bytes(b"y" * 400)
+    assert not paths[0].exists(), "nobody holds it any more"
 
 
 def test_a_plan_of_100_000_scenes_costs_pages_of_listings_and_nothing_per_scene(tmp_path, bucket):

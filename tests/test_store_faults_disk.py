@@ -90,9 +90,10 @@ def fill(folder: Path) -> None:
             committed.append(number)
         except OSError as error:
             failed.append(number)
-            texts.add((exit_code(error), told(error).partition(": ")[2]))
+            place, _, text = told(error).partition(": ")
+            texts.add((exit_code(error), place.startswith(f"{folder}/store/"), text))
     assert committed
-    assert texts == {(4, "No space left on device\n  `roadmill doctor` looks at the store and its disk")}
+    assert texts == {(4, True, "No space left on device\n  `roadmill doctor` looks at the store and its disk")}
     whole = Store.in_folder(folder / "store")
     assert all(is_whole(whole, number) for number in committed)
     assert all(path.name == digest_file(path) for path in (folder / "store").glob("cas/*/*"))

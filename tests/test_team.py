@@ -83,6 +83,28 @@ def test_a_repro_elsewhere_runs_nothing_and_downloads_nothing(pushed, server, sh
     assert not (other / "data/sample").exists()
 
 
+def test_a_colleague_who_may_only_read_has_the_dataset_and_repeats_its_stages(pushed, server, shell, tmp_path):
+    reads = {**shell, **server.reader()}
+    other = elsewhere(pushed, tmp_path)
+    run(other, "dvc", "pull", **reads)
+    assert "2 packs fetched" in run(other, "roadmill", "fetch", "--split", "val", **reads)
+    assert "miss" not in run(other, "roadmill", "explain", "long/drive_0000", **reads)
+    assert "ok     store\n" in run(other, "roadmill", "doctor", code=2, **reads), "wrong is that it has no recordings"
+    assert "a gc would stop: " in run(other, "roadmill", "store", "stats", **reads)
+    assert "access denied" in run(other, "roadmill", "store", "gc", "--dry-run", code=4, **reads)
+    text = run(other, "dvc", "repro", "--force", "--single-item", "train", **reads)
+    assert "cached 1, ran 0" in text
+    assert "train: done, but the store keeps no record of this run: s3://" in text
+    assert outputs(other) == outputs(pushed)
+
+
+def test_doctor_asks_the_bucket(pushed, shell, tmp_path):
+    other = elsewhere(pushed, tmp_path)
+    path = other / "conf/store/s3.yaml"
+    path.write_text(path.read_text().replace("url: s3://b", "url: s3://no-such-"))
+    assert "wrong  store: s3://no-such-" in run(other, "roadmill", "doctor", code=2, **shell)
+
+
 def test_a_knob_changed_elsewhere_runs_only_its_misses_and_gives_the_local_bytes(pushed, world, shell, tmp_path):
     other = elsewhere(pushed, tmp_path)
     run(other, "dvc", "pull", **shell)

@@ -33,12 +33,14 @@ from stages.lib import inflate
 from stages.lib.bagfiles import check, reason, rescue
 from stages.lib.errors import DataError, RoadmillError
 from stages.lib.knobs import near_miss
+from stages.lib.msgdefs import KNOWN
 
 storage_mcap.DECOMPRESSORS.update(zstd=inflate.zstd, lz4=inflate.lz4)
 rosbag1_reader.decompressors.update(bz2=inflate.bz2, lz4=inflate.lz4)
 rosbag2_reader.zstd = inflate
 
-MACHINE_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC}
+MACHINE_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC,
+                  errno.ENOMEM}
 MAX_ARRAY = 1024  # no type of ROS's own has more than 36
 HEADER, TIME = "std_msgs/msg/Header", "builtin_interfaces/msg/Time"
 
@@ -122,10 +124,11 @@ class Bag:
     def decode(self, message: Message) -> Any:
         """The message as rosbags' dataclass: field names as in ROS, arrays as numpy. Raises DataError."""
         store = self._typestore(message.msgtype)
+        data = memoryview(message.data)  # of bytes, rosbags would copy all but the first four
         try:
             if self._is_ros1:
-                return store.deserialize_ros1(message.data, message.msgtype)
-            return store.deserialize_cdr(message.data, message.msgtype)
+                return store.deserialize_ros1(data, message.msgtype)
+            return store.deserialize_cdr(data, message.msgtype)
         except Exception as error:
             raise _damage(error, self._path, self.name, _place(message)) from None
 
@@ -147,6 +150,10 @@ class Bag:
                             f"header; {rescue(self._path)}")
         sec, nanosec = struct.unpack_from(little if self._is_ros1 or data[1] else big, data, offset)
         return sec * 1_000_000 + nanosec // 1000 if sec or nanosec else None
+
+    def shown_us(self, message: Message) -> int:
+        """A time [µs] that grows with the order of display of a video's pictures: sensor_us, else when it came."""
+        return self.sensor_us(message) or ns_to_us(message.receive_ns)
 
     def _list_topics(self) -> dict[str, Topic]:
         counts: dict[str, int] = {}
@@ -194,7 +201,7 @@ class Bag:
             defined = [c.msgdef for c in self._reader.connections
                        if _full(c.msgtype) == msgtype and c.msgdef.format != MessageDefinitionFormat.NONE]
             try:
-                store = _parsed(defined[0], msgtype) if defined else get_typestore(Stores.ROS2_HUMBLE)
+                store = _parsed(defined[0], msgtype) if defined else _known()
             except Exception as error:
                 raise DataError(f"{self.name}: the definition of {msgtype} can't be read: {reason(error)}; "
                                 "leave its topic out of the rig, or rewrite it with `ros2 bag convert`") from None
@@ -258,6 +265,14 @@ def _parsed(definition: Any, msgtype: str) -> Typestore:
     _check_lists({name: fields for name, (_, fields) in types.items()})
     store = get_typestore(Stores.EMPTY)
     store.register(types)
+    return store
+
+
+def _known() -> Typestore:
+    """The types of ROS 2 Humble and those of msgdefs."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    for msgtype, text in KNOWN.items():
+        store.register(get_types_from_msg(text, msgtype))
     return store
 
 

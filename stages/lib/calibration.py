@@ -28,8 +28,21 @@ class CameraModel:
 
 
 @dataclass(frozen=True)
+class Video:
+    """What a decoder must know of a camera's video beforehand.
+
+    codec    h264 or hevc
+    headers  the parameter sets at its first key frame, Annex B
+    """
+
+    codec: str
+    headers: bytes
+
+
+@dataclass(frozen=True)
 class Sensor:
-    """Where a sensor sits, and how it sees. T_ego_sensor (4, 4); camera is None for other sensors.
+    """Where a sensor sits, and how it sees. T_ego_sensor (4, 4); camera is None for other sensors, video for those and
+    for cameras that send single images.
 
     clock_offset_us  the rig's: added to the sensor's own stamps, and to those of its points, to reach the common clock
     required         the rig's: a key frame without this channel is none
@@ -43,6 +56,7 @@ class Sensor:
     camera: CameraModel | None
     clock_offset_us: int
     required: bool
+    video: Video | None = None
 
 
 def write(sensors: dict[str, Sensor], path: Path) -> None:
@@ -54,7 +68,8 @@ def write(sensors: dict[str, Sensor], path: Path) -> None:
             "K": sensor.camera.K.tolist(), "D": sensor.camera.D.tolist()}
         rows[channel] = {"modality": sensor.modality, "topic": sensor.topic, "frame_id": sensor.frame_id,
                          "T_ego_sensor": sensor.T_ego_sensor.tolist(), "camera": camera,
-                         "clock_offset_us": sensor.clock_offset_us, "required": sensor.required}
+                         "clock_offset_us": sensor.clock_offset_us, "required": sensor.required,
+                         "video": sensor.video and {"codec": sensor.video.codec, "headers": sensor.video.headers.hex()}}
     path.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
 
 
@@ -65,7 +80,8 @@ def read(path: Path) -> dict[str, Sensor]:
         camera = row["camera"] and CameraModel(
             row["camera"]["model"], row["camera"]["width_px"], row["camera"]["height_px"],
             np.array(row["camera"]["K"], float), np.array(row["camera"]["D"], float))
+        video = row["video"] and Video(row["video"]["codec"], bytes.fromhex(row["video"]["headers"]))
         sensors[channel] = Sensor(channel, row["modality"], row["topic"], row["frame_id"],
                                   np.array(row["T_ego_sensor"], float), camera, row["clock_offset_us"],
-                                  row["required"])
+                                  row["required"], video)
     return sensors

@@ -41,6 +41,7 @@ class Rectifier:
 
     K (3, 3) [px], D (n,) of the saved image (empty: no distortion left), width_px, height_px
     changes  False where every saved image equals the recorded one
+    halves   whether the saved image needs no more than a recorded one decoded to half its size
 
     undistort  takes the lens distortion out, keeping K
     width_max_px  wider images are scaled down to this width, the height in proportion and K with them; None: never
@@ -54,33 +55,47 @@ class Rectifier:
         self._undistorts = undistort and is_distorted
         scale = min(1.0, (width_max_px or camera.width_px) / camera.width_px)
         self.width_px, self.height_px = round(camera.width_px * scale), max(1, round(camera.height_px * scale))
-        self._resizes = self.width_px != camera.width_px
         self.D = camera.D.copy() if is_distorted and not undistort else np.zeros(0)
         self.K = scaled(camera.K, self.width_px / camera.width_px, self.height_px / camera.height_px)
-        self.changes = self._undistorts or self._resizes
+        self.changes = self._undistorts or self.width_px != camera.width_px
+        self.halves = all(whole % 2 == 0 and saved <= whole // 2 for whole, saved in (
+            (camera.width_px, self.width_px), (camera.height_px, self.height_px)))
+        self._source_px = (camera.width_px // 2, camera.height_px // 2) if self.halves else (
+            camera.width_px, camera.height_px)
 
-    def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """The image to be saved of a recorded one, both (H, W, 3) uint8.
-
-        Raises DataError where the recorded image has not the size that the calibration is for.
-        """
-        height, width = pixels.shape[:2]
-        if (width, height) != (self._camera.width_px, self._camera.height_px):
-            raise DataError(f"the image is {width}x{height}, its CameraInfo is for "
+    def check(self, size_px: tuple[int, int]) -> None:
+        """Raises DataError where the recorded image, (width, height), has not the size that the calibration is for."""
+        if tuple(size_px) != (self._camera.width_px, self._camera.height_px):
+            raise DataError(f"the image is {size_px[0]}x{size_px[1]}, its CameraInfo is for "
                             f"{self._camera.width_px}x{self._camera.height_px}")
+
+    def apply(self, pixels: np.ndarray, halved: bool = False) -> np.ndarray:
+        """The image to be saved, (height_px, width_px, 3) uint8, of a recorded one (H, W, 3) uint8.
+
+        halved  it was decoded to half its size, and `check` has seen the whole one's
+        One that `halves` allows is halved first. Undistortion goes straight to the saved size where that is more than
+        half of what is left: bilinear interpolation passes over no pixel. Else means over areas follow.
+        Raises DataError as `check` does.
+        """
+        if not halved:
+            self.check(pixels.shape[1::-1])
+            if self.halves:
+                pixels = cv2.resize(pixels, self._source_px, interpolation=cv2.INTER_AREA)
         if self._undistorts:
             pixels = cv2.remap(pixels, *self._maps, cv2.INTER_LINEAR)
-        if self._resizes:
+        if pixels.shape[1::-1] != (self.width_px, self.height_px):
             pixels = cv2.resize(pixels, (self.width_px, self.height_px), interpolation=cv2.INTER_AREA)
         return pixels
 
     @cached_property
     def _maps(self) -> tuple[np.ndarray, np.ndarray]:
         """Where each pixel of the undistorted image comes from, in cv2.remap's fixed-point form (1/32 px)."""
-        camera = self._camera
+        camera, source_px, saved_px = self._camera, self._source_px, (self.width_px, self.height_px)
         lens = cv2.fisheye if camera.model == FISHEYE else cv2
-        return lens.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K,
-                                            (camera.width_px, camera.height_px), cv2.CV_16SC2)
+        K_source = scaled(camera.K, source_px[0] / camera.width_px, source_px[1] / camera.height_px)
+        straight = all(source < 2 * saved for source, saved in zip(source_px, saved_px))
+        K_to, to_px = (self.K, saved_px) if straight else (K_source, source_px)
+        return lens.initUndistortRectifyMap(K_source, camera.D, np.eye(3), K_to, to_px, cv2.CV_16SC2)
 
 
 def scaled(K: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.lib import frames
+from stages.lib import frames, packets, video
 from stages.lib.bag import Bag, ns_to_us
 from stages.lib.errors import ConfigError
 from stages.lib.frames import Frames
 from stages.lib.knobs import near_miss
 from stages.lib.rig import Signal
+from stages.lib.videolog import VideoLog
 
 Read = Callable[[Any], tuple[float, ...]]
 
@@ -23,13 +24,21 @@ class Arrivals:
     """A topic's messages in the order received, all (N,) int64.
 
     sensor_us  header.stamp, without the rig's offset; the receive time of the num_unstamped that have none
+    from_ns    receive_ns, or that of the earliest message it takes to make it: a turn of single packets is one message
+               here, its last
     """
 
     sensor_us: np.ndarray
     receive_ns: np.ndarray
     seq: np.ndarray
     bytes: np.ndarray
+    from_ns: np.ndarray
     num_unstamped: int
+
+    def at(self, rows: np.ndarray) -> Arrivals:
+        """Those of some messages, by their numbers."""
+        return Arrivals(self.sensor_us[rows], self.receive_ns[rows], self.seq[rows], self.bytes[rows],
+                        self.from_ns[rows], self.num_unstamped)
 
     @property
     def lag_us(self) -> float:
@@ -41,13 +50,14 @@ class Arrivals:
 class DriveLog:
     """What one pass found. arrivals: topic -> Arrivals; values: name -> (N, k) rows beside its topic's arrivals;
     first: topic -> first message, decoded; num_changed: topic -> later messages that differ from the first one beyond
-    their stamp; transforms: of all /tf_static messages."""
+    their stamp; transforms: of all /tf_static messages; videos: topic -> what its packets say, of video topics."""
 
     arrivals: Mapping[str, Arrivals]
     values: Mapping[str, np.ndarray]
     first: Mapping[str, Any]
     num_changed: Mapping[str, int]
     transforms: Frames
+    videos: Mapping[str, VideoLog]
 
 
 @dataclass
@@ -56,6 +66,7 @@ class _Lists:
     receive_ns: list[int] = field(default_factory=list)
     seq: list[int] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
+    from_ns: list[int] = field(default_factory=list)
     num_unstamped: int = 0
 
 
@@ -80,14 +91,16 @@ def read(bag: Bag, sensor_topics: Iterable[str], info_topics: Iterable[str],
     first_bytes: dict[str, bytes] = {}
     num_changed = dict.fromkeys(sorted(info_topics & wanted), 0)
     transforms = Frames()
-    for message in bag.messages(wanted):
+    videos: dict[str, VideoLog] = {}
+    for message, turn in packets.joined(bag, bag.messages(wanted)):
         topic, own = message.topic, lists[message.topic]
         stamp_us = bag.sensor_us(message)
         own.num_unstamped += stamp_us is None
         own.sensor_us.append(ns_to_us(message.receive_ns) if stamp_us is None else stamp_us)
         own.receive_ns.append(message.receive_ns)
         own.seq.append(message.seq)
-        own.bytes.append(len(message.data))
+        own.bytes.append(len(message.data) * (len(turn.packets) if turn else 1))
+        own.from_ns.append(turn.from_ns if turn else message.receive_ns)
         if topic in num_changed:
             num_changed[topic] += bytes(message.data[12:]) != first_bytes.setdefault(topic, bytes(message.data[12:]))
         if topic == frames.TOPIC:
@@ -97,12 +110,19 @@ def read(bag: Bag, sensor_topics: Iterable[str], info_topics: Iterable[str],
             first.setdefault(topic, decoded)
             for values, read_ in by_topic[topic]:
                 values.append(read_(decoded))
-        elif topic not in first:
-            first[topic] = bag.decode(message)
+        elif topic not in first or topic in videos:
+            decoded = turn or bag.decode(message)
+            codec = None if topic in first or topic not in sensor_topics else video.codec_of(decoded)
+            if codec:
+                videos[topic] = VideoLog(codec)
+            first.setdefault(topic, decoded)
+            if topic in videos:
+                videos[topic].add(decoded.data.tobytes(), message.receive_ns, own.sensor_us[-1])
     arrivals = {topic: Arrivals(*(np.array(column, np.int64) for column in (
-        own.sensor_us, own.receive_ns, own.seq, own.bytes)), own.num_unstamped) for topic, own in lists.items()}
+        own.sensor_us, own.receive_ns, own.seq, own.bytes, own.from_ns)), own.num_unstamped)
+        for topic, own in lists.items()}
     values = {name: np.array(found, float).reshape(len(found), -1) for name, found in rows.items()}
-    return DriveLog(arrivals, values, first, num_changed, transforms)
+    return DriveLog(arrivals, values, first, num_changed, transforms, videos)
 
 
 def odometry(message: Any) -> tuple[float, ...]:

@@ -29,6 +29,13 @@ POLICIES = {
     "contradicting_fix": "a satellite position that others around it contradict: not believed",
     "no_heading": "satellite positions that stay on the spot: they give no pose",
     "gyro_unused": "a gyro of which no axis turns as the course does: heading comes from the course alone",
+    "lost_packet": "video packets that are missing between two others: see undecodable",
+    "broken_packet": "a video message without a whole picture (cut off, or not Annex B): see undecodable",
+    "undecodable": "pictures of a video before its first key frame, or from a lost or broken packet to the next key "
+                   "frame: left out",
+    "extra_picture": "a second picture in one video message: it has no stamp of its own and is left out",
+    "reordered": "video in decoding order (B-frames): a picture has the stamp of the message that brings it",
+    "resized": "video pictures of another size than the first one: left out",
     "unreadable_picture": "an image that can't be decoded: grey in the contact sheet",
 }
 """Fault -> what it is, and what is done about it."""

@@ -27,8 +27,8 @@ TO_RGB = {
     "bayer_rggb8": (1, cv2.COLOR_BayerBG2RGB), "bayer_bggr8": (1, cv2.COLOR_BayerRG2RGB),
     "bayer_gbrg8": (1, cv2.COLOR_BayerGR2RGB), "bayer_grbg8": (1, cv2.COLOR_BayerGB2RGB)}
 """ROS encoding -> (bytes a pixel, OpenCV's conversion). sensor_msgs/image_encodings.hpp."""
-
-
+FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; between them DHT, JPG, DAC
+ENDS_HEADER = {0xD9, 0xDA}  # the image's end, or its data
 TURBO = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_TURBO)[:, 0, ::-1]  # blue to red, RGB
 
 
@@ -39,16 +39,28 @@ def from_message(message: Any) -> np.ndarray:
     return _from_raw(message)
 
 
-def jpeg_bytes(message: Any) -> bytes | None:
+def jpeg_file(message: Any) -> memoryview | None:
     """The message's own JPEG file; None where it carries another format."""
     if hasattr(message, "format") and bytes(message.data[:3]) == JPEG:
-        return message.data.tobytes()
+        return message.data.data
     return None
 
 
-def decode(content: bytes | np.ndarray, what: str = "") -> np.ndarray:
+def jpeg_size_px(content: memoryview) -> tuple[int, int] | None:
+    """(width, height) by the frame header of a JPEG file that ends with the end mark; None where either is lacking.
+
+    Nothing is decoded: pictures whose coded data is damaged in between pass, as they do in libjpeg, which only warns.
+    """
+    if bytes(content[-2:]) != b"\xff\xd9":
+        return None
+    found = size_px(np.frombuffer(content, np.uint8))
+    return found if all(found) else None
+
+
+def decode(content: bytes | memoryview | np.ndarray, what: str = "", halved: bool = False) -> np.ndarray:
     """Pixels (H, W, 3) uint8 RGB of a JPEG or PNG file, as stored: EXIF orientation is not applied.
 
+    halved  half as wide and as high; libjpeg leaves out the high frequencies, which is cheaper than scaling down
     Raises DataError for a cut-off or damaged file, or another format (`what` is the format's declared name).
     """
     data = np.frombuffer(content, np.uint8)
@@ -58,10 +70,11 @@ def decode(content: bytes | np.ndarray, what: str = "") -> np.ndarray:
     width, height = size_px(data)
     if width * height > MAX_PIXELS:
         raise DataError(f"an image that declares {width}x{height} pixels, at most {MAX_PIXELS} are read")
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if width * height else None
+    mode = cv2.IMREAD_REDUCED_COLOR_2 if halved else cv2.IMREAD_COLOR_RGB
+    pixels = cv2.imdecode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION) if width * height else None
     if pixels is None:
         raise DataError(f"a damaged or cut-off {'JPEG' if data[0] == JPEG[0] else 'PNG'} of {data.size} bytes")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels) if halved else pixels  # there is no mode for both
 
 
 def size_px(data: np.ndarray) -> tuple[int, int]:
@@ -74,10 +87,10 @@ def size_px(data: np.ndarray) -> tuple[int, int]:
     at = 2
     while found := MARKER.search(data, at):
         at, kind = found.end(), found[1][0]
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+        if kind in FRAME_MARKERS:
             height, width = (int.from_bytes(data[n:n + 2].tobytes(), "big") for n in (at + 3, at + 5))
             return width, height
-        if kind in (0xD9, 0xDA):  # the image's end, or its data
+        if kind in ENDS_HEADER:
             break
         if kind != 1 and not 0xD0 <= kind <= 0xD8:
             at += int.from_bytes(data[at:at + 2].tobytes(), "big")

@@ -7,6 +7,7 @@ The tar is POSIX (a pax header only for names that ustar cannot hold), regular f
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +16,15 @@ from typing import IO
 import numpy as np
 
 from stages.lib import names
+from stages.lib.digests import hashed_while_written
 from stages.lib.errors import DataError
 
 BLOCK_BYTES = 512
 RECORD_BYTES = 20 * BLOCK_BYTES
 COPY_BYTES = 2**20
 POINT_COLUMNS = 5  # x, y, z [m], intensity, ring
+# A header without name and size, its checksum summed as blanks, as the format wants.
+BLANK = tarfile.TarInfo("").tobuf(tarfile.PAX_FORMAT)[:148] + b" " * 8 + tarfile.TarInfo("").tobuf()[156:]
 
 
 class PackWriter:
@@ -30,7 +34,7 @@ class PackWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        self._path, self._file = path, path.open("wb", buffering=0)
         self._sha256 = hashlib.sha256()
         self._names: set[str] = set()
         self.bytes = 0
@@ -44,29 +48,32 @@ class PackWriter:
             end = 2 * BLOCK_BYTES
             self._write(bytes(end + -(self.bytes + end) % RECORD_BYTES))
         self._file.close()
+        if kind is None:
+            hashed_while_written(self._path, self.digest)
 
     @property
     def digest(self) -> str:
         """sha256 of all bytes written, hex."""
         return self._sha256.hexdigest()
 
-    def add(self, name: str, content: bytes) -> tuple[int, int]:
+    def add(self, name: str, content: bytes | memoryview) -> tuple[int, int]:
         """(offset, number of bytes) of the member's content in the pack."""
         if name in self._names or not names.is_below(name):
             raise ValueError(f"pack member {name!r} is there already or not a plain relative path")
         self._names.add(name)
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        self._write(member.tobuf(tarfile.PAX_FORMAT))
-        offset = self.bytes
-        self._write(content)
-        self._write(bytes(-len(content) % BLOCK_BYTES))
+        header = _header(name, len(content))
+        offset = self.bytes + len(header)
+        self._write(header, content, bytes(-len(content) % BLOCK_BYTES))
         return offset, len(content)
 
-    def _write(self, piece: bytes) -> None:
-        self._file.write(piece)
-        self._sha256.update(piece)
-        self.bytes += len(piece)
+    def _write(self, *pieces: bytes | memoryview) -> None:
+        num_bytes = sum(map(len, pieces))
+        written = os.writev(self._file.fileno(), pieces)
+        while written < num_bytes:  # a disk that is full says so at the next write
+            written += self._file.write(b"".join(pieces)[written:])
+        for piece in pieces:
+            self._sha256.update(piece)
+        self.bytes += num_bytes
 
 
 def read_member(pack_path: Path, offset: int, num_bytes: int) -> bytes:
@@ -80,9 +87,9 @@ def read_member(pack_path: Path, offset: int, num_bytes: int) -> bytes:
         return file.read(num_bytes)
 
 
-def points_bytes(points: np.ndarray) -> bytes:
+def points_bytes(points: np.ndarray) -> memoryview:
     """The content of a `.pcd.bin`: float32, little-endian, row by row, of points (N, 5)."""
-    return np.ascontiguousarray(points, "<f4").tobytes()
+    return np.ascontiguousarray(points, "<f4").reshape(-1).view(np.uint8).data
 
 
 def read_points(content: bytes) -> np.ndarray:
@@ -141,3 +148,16 @@ def _copy(source: IO[bytes], target: IO[bytes], num_bytes: int) -> None:
             raise EOFError("the pack became shorter")
         target.write(piece)
         num_bytes -= len(piece)
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    """What stands before a member's content: tarfile's own for any name, made from one of them where ustar holds it."""
+    if len(name) > tarfile.LENGTH_NAME or not name.isascii() or num_bytes >= 8**11:
+        member = tarfile.TarInfo(name)
+        member.size = num_bytes
+        return member.tobuf(tarfile.PAX_FORMAT)
+    block = bytearray(BLANK)
+    block[:len(name)] = name.encode()
+    block[124:135] = b"%011o" % num_bytes
+    block[148:155] = b"%06o\0" % sum(block)
+    return bytes(block)

@@ -15,6 +15,7 @@ DATATYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "
 COLUMNS = (("x",), ("y",), ("z",), ("intensity", "i"), ("ring", "channel"))
 TIMES = ("t", "time", "timestamp", "time_stamp", "offset_time")
 KNOT_US = 100
+FLOAT = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,17 @@ def decode(message: Any, header_us: int) -> Cloud:
     """
     rows = _rows(message)
     names = set(rows.dtype.names)
-    points = np.zeros((rows.size, len(COLUMNS)), np.float32)
-    missing = []
-    for column, spellings in enumerate(COLUMNS):
-        name = next((s for s in spellings if s in names), None)
-        if name is not None:
-            points[:, column] = rows[name]
-        elif column < 3:
-            raise DataError(f"the cloud has no field {spellings[0]}, only {', '.join(rows.dtype.names)}")
-        else:
-            missing.append(spellings[0])
-    keep = np.isfinite(points).all(1) & points[:, :3].any(1)
+    columns = [next((s for s in spellings if s in names), None) for spellings in COLUMNS]
+    missing = [spellings[0] for spellings, name in zip(COLUMNS, columns) if name is None]
+    for lacking in missing:
+        if lacking in ("x", "y", "z"):
+            raise DataError(f"the cloud has no field {lacking}, only {', '.join(rows.dtype.names)}")
+    points = _points(rows, columns)
+    x, y, z = points[:, 0], points[:, 1], points[:, 2]
+    keep = (x != 0) | (y != 0) | (z != 0)
+    finite = np.isfinite(points)
+    if not finite.all():
+        keep &= finite.all(1)
     name = next((s for s in TIMES if s in names), None)
     after_us = None if name is None else _after_us(rows[name], header_us)
     if after_us is not None:
@@ -59,7 +60,8 @@ def decode(message: Any, header_us: int) -> Cloud:
         after_us = after_us if after_us.size and np.ptp(after_us) > 0 else None
     if after_us is None:
         missing.append("time")
-    return Cloud(points[keep], after_us, tuple(missing), int(rows.size - keep.sum()))
+    num_dropped = int(rows.size - keep.sum())
+    return Cloud(points[keep] if num_dropped else points, after_us, tuple(missing), num_dropped)
 
 
 def compensate(xyz_sensor: np.ndarray, since_us: np.ndarray, reference_us: int, poses: Poses, *,
@@ -74,8 +76,30 @@ def compensate(xyz_sensor: np.ndarray, since_us: np.ndarray, reference_us: int, 
     first = knot.min(initial=0)
     knots_us = reference_us + KNOT_US * np.arange(first, knot.max(initial=0) + 1) + KNOT_US // 2
     T_map_sensor = poses.T_map_ego(np.append(knots_us, reference_us)) @ T_ego_sensor
-    T_ref_point = (geometry.invert(T_map_sensor[-1]) @ T_map_sensor[:-1])[knot - first]
-    return np.einsum("nij,nj->ni", T_ref_point[:, :3, :3], xyz_sensor) + T_ref_point[:, :3, 3]
+    knot -= first
+    T_ref_knot = geometry.invert(T_map_sensor[-1]) @ T_map_sensor[:-1]
+    x, y, z = np.ascontiguousarray(xyz_sensor.T, float)
+    moved = np.empty_like(xyz_sensor)
+    for axis, of_knots in enumerate(T_ref_knot[:, :3].transpose(1, 2, 0)):  # a matrix per point costs five times more
+        to_x, to_y, to_z, ahead = (np.ascontiguousarray(part).take(knot) for part in of_knots)
+        moved[:, axis] = to_x * x + to_y * y + to_z * z + ahead
+    return moved
+
+
+def _points(rows: np.ndarray, columns: list[str | None]) -> np.ndarray:
+    """The named fields of rows as (N, 5) float32, 0 where there is none."""
+    points = np.zeros((rows.size, len(columns)), np.float32)
+    fields = [rows.dtype.fields[name] if name else None for name in columns]
+    first = fields[0][1]
+    if fields[:4] == [(FLOAT, first + 4 * number) for number in range(4)]:
+        # Most clouds begin with these four: copied as one, as unaligned floats cost numpy three times more.
+        together = np.dtype({"names": ["xyzi"], "formats": ["V16"], "offsets": [0], "itemsize": 4 * len(columns)})
+        points.view(together)["xyzi"][:, 0] = rows.getfield("V16", first)
+        columns = [None, None, None, None, *columns[4:]]
+    for column, name in enumerate(columns):
+        if name:
+            points[:, column] = rows[name]
+    return points
 
 
 def _rows(message: Any) -> np.ndarray:

@@ -13,7 +13,8 @@ from stages.lib.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recording:
-    """One drive log: a bag file, or a rosbag2 folder with all its splits.
+    """One drive log: a bag file, a rosbag2 folder with all its splits, or a folder of videos with their stamps
+    and the bag of the other sensors.
 
     name     path relative to the scanned source, with forward slashes
     digest   sha256 of the file; of a folder: of the sorted member names and hashes

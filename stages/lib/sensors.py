@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from stages.lib import geometry, images, pointcloud
+from stages.lib import geometry, images, lidar, packets, video
 from stages.lib.bag import Bag, stamp_us
 from stages.lib.calibration import CameraModel, Sensor
 from stages.lib.cameras import NUM_COEFFICIENTS
 from stages.lib.drivelog import DriveLog
 from stages.lib.egopose import TYPES, topics
-from stages.lib.errors import DataError
+from stages.lib.errors import ConfigError, DataError
 from stages.lib.faults import Faults
 from stages.lib.frames import Frames
 from stages.lib.knobs import near_miss
 from stages.lib.rig import Channel, Rig
 
-MSGTYPES = {"camera": ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"),
-            "lidar": ("sensor_msgs/msg/PointCloud2",)}
+MSGTYPES = {"camera": ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image", *video.CAMERA_MSGTYPES),
+            "lidar": lidar.MSGTYPES}
 CAMERA_INFO = ("sensor_msgs/msg/CameraInfo",)
 SAME_MODEL = {"fisheye": "equidistant", "": "plumb_bob"}  # what some drivers say instead
 
@@ -74,29 +74,45 @@ def frames(rig: Rig, log: DriveLog, faults: Faults) -> Frames:
 def sensor(bag: Bag, rig: Rig, name: str, log: DriveLog, where: Frames) -> Sensor:
     """A channel's place and camera model; its first message is decoded to see that it can be.
 
-    Raises DataError for a mount or calibration that is not known, and a message that can't be decoded.
+    Raises DataError for a mount or calibration that is not known, and a message that can't be decoded; ConfigError for
+    a stamp that single packets can't have.
     """
-    channel, first = rig.channels[name], log.first[rig.channels[name].topic]
-    frame_id = first.header.frame_id
+    channel = rig.channels[name]
+    first = log.first.get(channel.topic)
+    if first is None:
+        held = "no picture" if channel.modality == "camera" else (
+            f"no whole turn of a Velodyne lidar, cut behind it, of {packets.PACKET_BYTES} bytes each")
+        raise DataError(f"{bag.name}: {name}: the {bag.topics[channel.topic].count} packets of {channel.topic} hold "
+                        f"{held}\n  correct the recording, or leave the channel out of the rig")
+    if isinstance(first, packets.Turn) and channel.stamp != "end":
+        raise ConfigError(f"{bag.name}: channels.{name}.stamp is {channel.stamp}, but {channel.topic} has a packet a "
+                          "message, and a turn of them the stamp of its last\n  say `stamp: end` in the rig")
+    frame_id = video.frame_id(first)
+    stream = log.videos.get(channel.topic)
     if name in rig.mounts:
         mount = rig.mounts[name]
         T = geometry.transform(np.array(mount.translation_m), np.array(mount.rotation_wxyz))
+    elif not frame_id:
+        raise DataError(f"{bag.name}: {name}: the messages of {channel.topic} name no frame\n"
+                        f"  state where it is in the rig: mounts.{name}")
     else:
         T = where.T_ego(rig.ego_frame, frame_id, channel.topic, bag.name)
     try:
         camera = None
         if channel.modality == "lidar":
-            pointcloud.decode(first, stamp_us(first.header))
+            lidar.decode(first, stamp_us(first.header))
         else:
             camera = camera_model(log.first[channel.info_topic])
-            height, width = images.from_message(first).shape[:2]
+            pixels = stream.first_picture() if stream else images.from_message(first)
+            height, width = pixels.shape[:2]
             if (width, height) != (camera.width_px, camera.height_px):
                 raise DataError(f"its images are {width}x{height}, its CameraInfo is for "
                                 f"{camera.width_px}x{camera.height_px}")
     except DataError as error:
         raise DataError(f"{bag.name}: {name} ({channel.topic}, first message): {error}\n"
                         "  correct the recording, or leave the channel out of the rig") from None
-    return Sensor(name, channel.modality, channel.topic, frame_id, T, camera, channel.clock_offset_us, channel.required)
+    return Sensor(name, channel.modality, channel.topic, frame_id, T, camera, channel.clock_offset_us, channel.required,
+                  stream and stream.video())
 
 
 def camera_model(message: Any) -> CameraModel:
@@ -107,8 +123,11 @@ def camera_model(message: Any) -> CameraModel:
     K = np.array(message.k if hasattr(message, "k") else message.K, float).reshape(3, 3)
     D = np.array(message.d if hasattr(message, "d") else message.D, float)
     model = SAME_MODEL.get(message.distortion_model, message.distortion_model)
-    if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.isfinite(K).all():
-        raise DataError(f"CameraInfo holds no calibration: fx {K[0, 0]:g}, fy {K[1, 1]:g}")
+    if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.isfinite(K).all() or K[2].tolist() != [0, 0, 1]:
+        raise DataError(f"CameraInfo holds no calibration: fx {K[0, 0]:g}, fy {K[1, 1]:g}, third row of K "
+                        f"{' '.join(f'{value:g}' for value in K[2])}")
+    if not np.isfinite(D).all():
+        raise DataError(f"CameraInfo holds no calibration: distortion {' '.join(f'{value:g}' for value in D)}")
     if model not in NUM_COEFFICIENTS or len(D) not in NUM_COEFFICIENTS[model]:
         raise DataError(f"CameraInfo has {len(D)} coefficients of the distortion model {message.distortion_model!r}, "
                         f"known are {', '.join(NUM_COEFFICIENTS)}")

@@ -9,7 +9,7 @@ and either, for a stage of many items (ingest, sample, autolabel, train, evaluat
 
     plan(cfg: Knobs, inputs: Mapping[str, Upstream]) -> list[Item]
     run(cfg: Knobs, item: Item, inputs: Mapping[str, Path], out: Path) -> Facts       one item
-    collect(cfg: Knobs, results: list[Result], out: Out) -> Summary
+    collect(cfg: Knobs, results: Sequence[Result], out: Out) -> Summary
 
 or, for a whole-stage program (curate, split, merge),
 
@@ -23,16 +23,16 @@ them for the state that an attempt left which was stopped, and offers them its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Facts = dict[str, Any]
 """What one item found out, as JSON: counts, rates, faults. Equal action, equal facts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One action to be: `run(cfg, item, inputs, out)`.
 
@@ -47,15 +47,14 @@ class Item:
     inputs: Mapping[str, str | Path]
 
 
-@dataclass(frozen=True)
-class Blob:
+class Blob(NamedTuple):
     """A file that an action made: sha256 of its bytes, and how many they are."""
 
     digest: str
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Result:
     """What one action gave.
 
@@ -71,10 +70,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Upstream:
-    """What an earlier stage left: its folder under `data/`, and its results where it has items (sorted by name)."""
+    """What an earlier stage left: its folder under `data/`, and its results where it has items, by name; each is read
+    when it is asked for."""
 
     folder: Path
-    results: tuple[Result, ...] = ()
+    results: Sequence[Result] = ()
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,13 @@ POSE = {"x_m": pl.Float64, "y_m": pl.Float64, "z_m": pl.Float64,
         "qw": pl.Float64, "qx": pl.Float64, "qy": pl.Float64, "qz": pl.Float64}
 
 # ingest, per drive -------------------------------------------------------------------------------------------------
-# One row per sensor message. stamp_us: sensor time after the rig's clock offset. receive_ns and seq find the message in
-# the recording: the bag's receive time, and its ordinal among its topic's messages of that same receive time (0 but for
-# twins), so that a reader which seeks to receive_ns finds it without counting from the start.
-INDEX = {"channel": pl.String, "stamp_us": pl.Int64, "receive_ns": pl.Int64, "seq": pl.Int64, "bytes": pl.Int64}
+# One row per sensor message; a turn of single packets is one, its last. stamp_us: sensor time after the rig's clock
+# offset. receive_ns and seq find the message in the recording: the bag's receive time, and its ordinal among its
+# topic's messages of that same receive time (0 but for twins), so that a reader which seeks there finds it without
+# counting from the start. decode_from_ns: receive time of the message at which decoding must begin: of video, the last
+# key frame before; of a turn of single packets, one before its first; of all else, its own.
+INDEX = {"channel": pl.String, "stamp_us": pl.Int64, "receive_ns": pl.Int64, "seq": pl.Int64, "bytes": pl.Int64,
+         "decode_from_ns": pl.Int64}
 # T_map_ego over time, stamps strictly increasing; velocity in the ego frame.
 TRAJECTORY = {"stamp_us": pl.Int64, **POSE, "vx_mps": pl.Float64, "vy_mps": pl.Float64, "yaw_rate_radps": pl.Float64}
 # Vehicle signals, long form: speed_mps, steering_tire_angle_rad, accel_x_mps2, …

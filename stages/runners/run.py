@@ -16,9 +16,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,6 +28,7 @@ from stages.lib.errors import DataError, RemoteError, RoadmillError
 from stages.lib.secrets import redacted
 from stages.runners.local import TaskFailedError
 
+T = TypeVar("T")
 RUN_FILE = "results/run.json"
 MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
 
@@ -114,6 +115,14 @@ class Progress:
             self._bar.stop()
 
 
+def watched(what: str, items: Iterable[T], total: int) -> Iterator[T]:
+    """The items, with a Progress of how many have been asked for and used."""
+    with Progress(what, total, 0) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
 class RunRecord:
     """Where and how long a stage ran; kept even when it fails: keep(stage, record), and results/run.json."""
 
@@ -139,11 +148,16 @@ class RunRecord:
                   "actions": self._actions, **self.counts}
         latest = self._root / RUN_FILE
         # where the disk or the cloud is why the stage failed, that is what must be told
-        with contextlib.suppress(OSError, RemoteError) if error else contextlib.nullcontext():
-            self._keep(self._stage, record)
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
             latest.parent.mkdir(parents=True, exist_ok=True)
             records = {**last_runs(self._root), self._stage: record}
             latest.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
+            try:
+                self._keep(self._stage, record)
+            except RemoteError as refused:  # no reason to lose what was made; who may only read meets it each time
+                if not error:
+                    print(f"{self._stage}: done, but the store keeps no record of this run: "
+                          f"{told(refused).splitlines()[0]}", file=sys.stderr)
 
 
 def judge(stage: str, failures: Mapping[str, BaseException], num_items: int, max_failed_ratio: float) -> None:

@@ -54,7 +54,7 @@ LARGE_PUTS = threading.BoundedSemaphore(4)  # files that go up in parts at once:
 MAX_PARTS = 10_000  # S3's limit
 CHUNK_BYTES = 1 << 20
 PAGE = 1000  # names in a page of a listing; S3's limit for one DeleteObjects too
-ENCRYPTIONS = (None, "AES256", "aws:kms", "aws:kms:dsse")
+ENCRYPTIONS = (None, "AES256", "aws:kms")
 CREDENTIALS_LIVE = timedelta(minutes=9)  # boto3 renews earlier than 10 minutes before they expire
 
 
@@ -74,7 +74,7 @@ class DifferentBytesError(RemoteError):
     sha256  of what was given
     """
 
-    def __init__(self, sha256: str, text: str = "") -> None:
+    def __init__(self, text: str, sha256: str = "") -> None:  # in this order it travels between processes
         super().__init__(text)
         self.sha256 = sha256
 
@@ -83,7 +83,7 @@ class Bucket:
     """Objects under the prefix of an S3 bucket; satisfies `Objects`. May be used by many threads, and pickled.
 
     endpoint, region, profile   AWS's own defaults where None
-    sse, sse_kms_key            encryption by the server: AES256, aws:kms or aws:kms:dsse, and the key's id
+    sse, sse_kms_key            encryption by the server: AES256 or aws:kms, and the key's id
     """
 
     def __init__(self, url: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
@@ -91,13 +91,13 @@ class Bucket:
         found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[\w.~-]+)*)/?", url, re.ASCII)
         if not found or {".", ".."} & set(found[2].split("/")):
             raise ConfigError("store.url is no place in a bucket\n"
-                              "set it to s3://BUCKET/PREFIX, with letters, digits and ._~- and without a key in it")
+                              "  set it to s3://BUCKET/PREFIX, with letters, digits and ._~- and without a key in it")
         endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint and not re.fullmatch(r"https?://[\w.:\[\]-]+/?", endpoint, re.ASCII):
             raise ConfigError("store.endpoint is no address of a server\n"
-                              "set it to https://HOST or http://HOST:PORT; credentials belong in AWS's own files")
-        if sse not in ENCRYPTIONS or (sse_kms_key and not (sse or "").startswith("aws:kms")):
-            raise ConfigError(f"store.sse is {sse}\nset it to AES256, aws:kms or aws:kms:dsse; "
+                              "  set it to https://HOST or http://HOST:PORT; credentials belong in AWS's own files")
+        if sse not in ENCRYPTIONS or (sse_kms_key and sse != "aws:kms"):
+            raise ConfigError(f"store.sse is {sse}\n  set it to AES256 or aws:kms; "
                               "store.sse_kms_key goes with aws:kms alone")
         self.bucket, self.prefix = found[1], found[2].strip("/")
         self.where = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -158,7 +158,9 @@ class Bucket:
             return self._patiently(name, attempt)
         except DifferentBytesError as error:
             return error.sha256
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and not error.filename:  # a full disk does not say which
+                error.filename = str(path)
             path.unlink(missing_ok=True)
             raise
 
@@ -259,7 +261,7 @@ class Bucket:
                     yield part
             if whole.hexdigest() != sha256:
                 raise DataError(f"{data if isinstance(data, Path) else name} is not what its sha256 {sha256[:16]}… says"
-                                f" ({whole.hexdigest()[:16]}…)\nit changed while it was being sent, or is damaged; "
+                                f" ({whole.hexdigest()[:16]}…)\n  it changed while it was being sent, or is damaged; "
                                 "run the command again")
 
         many = size > part_bytes
@@ -267,7 +269,7 @@ class Bucket:
             done = obstore.put(self._sending, name, parts() if many else b"".join(parts()), use_multipart=many,
                                chunk_size=part_bytes, max_concurrency=PARTS_IN_FLIGHT, attributes={"sha256": sha256})
         if not self.is_stored(name, done["e_tag"], etag_of(sums, many), sha256, size):
-            raise DifferentBytesError("")
+            raise DifferentBytesError(name)
 
     def is_stored(self, name: str, etag: str, expected: str, sha256: str, size: int) -> bool:
         """Whether the server has what was sent: by the ETag of its answer, of a HEAD, or by the object itself."""
@@ -276,7 +278,7 @@ class Bucket:
         found = self.describe(name)
         if found is None or found.sha256 != sha256:  # lost; or another writer came later
             return found is not None and found.sha256 is not None
-        if found.etag.strip('"') == expected or (self.sse or "").startswith("aws:kms"):
+        if found.etag.strip('"') == expected or self.sse == "aws:kms":
             return found.bytes == size
         got, back = self._get(name), hashlib.sha256()
         for chunk in got.stream(min_chunk_size=CHUNK_BYTES) if got else ():
@@ -306,9 +308,9 @@ class Bucket:
             try:
                 return attempt()
             except DifferentBytesError as error:
-                trouble = DifferentBytesError(error.sha256, (
+                trouble = DifferentBytesError(
                     f"{self.where}/{name}: the bytes that arrive are not those that were sent, {number} times\n"
-                    "the object is damaged, or the way to it: see which with roadmill store fsck"))
+                    "  the object is damaged, or the way to it: see which with roadmill store fsck", error.sha256)
             except (BaseError, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:  # this machine's, such as a full disk
                     raise
@@ -336,7 +338,7 @@ class Bucket:
         try:
             credentials = Boto3CredentialProvider(self._session(), ttl=CREDENTIALS_LIVE)
         except (ValueError, botocore.exceptions.BotoCoreError):
-            raise RemoteError(f"{self.where}: AWS's credential chain gives no credentials\n{CREDENTIALS}") from None
+            raise RemoteError(f"{self.where}: AWS's credential chain gives no credentials\n  {CREDENTIALS}") from None
         settings = {"endpoint": self._endpoint, "region": self._region, "server_side_encryption": self.sse,
                     "sse_kms_key_id": self._sse_kms_key}
         return S3Store(
@@ -369,7 +371,7 @@ class Bucket:
             return boto3.Session(profile_name=self._profile, region_name=self._region)
         except botocore.exceptions.ProfileNotFound:
             raise ConfigError(f"there is no AWS profile named {self._profile}\n"
-                              "set store.profile to one of: aws configure list-profiles") from None
+                              "  set store.profile to one of: aws configure list-profiles") from None
 
 
 def etag_of(sums: list[Any], many: bool = False) -> str:
@@ -392,4 +394,4 @@ def _while_alike(page: Callable[[str], list[Listed]], prefix: str) -> Iterator[L
 def _compare(got: obstore.GetResult, sha256: str, num_bytes: int) -> None:
     """Raises DifferentBytesError where the bytes that came are not those that the answer announced."""
     if num_bytes != got.meta["size"] or got.attributes.get("sha256") not in (None, sha256):
-        raise DifferentBytesError(sha256)
+        raise DifferentBytesError(got.meta["path"], sha256)

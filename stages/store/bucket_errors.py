@@ -23,7 +23,7 @@ class Trouble:
     def error(self, where: str, name: str) -> RemoteError:
         """The error to raise for one object of the bucket; name '' means the bucket as a whole."""
         kind = TemporaryRemoteError if self.temporary else RemoteError
-        return kind(f"{where}/{name}: {self.what}\n{self.advice}" if name else f"{where}: {self.what}\n{self.advice}")
+        return kind(f"{f'{where}/{name}' if name else where}: {self.what}\n  {self.advice}")
 
 
 LATER = "it was tried several times; run the same command again: what is done stays done"

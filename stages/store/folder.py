@@ -61,7 +61,7 @@ class Folder:
             return None
         return digest_file(path)
 
-    def write(self, name: str, data: bytes | Path) -> None:
+    def write(self, name: str, data: bytes | Path, sha256: str | None = None) -> None:
         """Keeps bytes, or a copy of a file, instead of what was there."""
         self.move(self._written(data), name)
 
@@ -125,15 +125,16 @@ class Folder:
                 yield name, entry
 
     def _written(self, data: bytes | Path) -> str:
-        path = f"{self._tmp()}/{_mine()}{next(_numbers)}"
+        path = f"{self.root}/tmp/{_mine()}{next(_numbers)}"
         try:
-            if isinstance(data, Path):
-                shutil.copyfile(data, path)
-                os.chmod(path, 0o444)
-            else:
-                with open(path, "xb", opener=_read_only) as file:
-                    file.write(data)
-        except BaseException:
+            try:
+                _fill(path, data)
+            except FileNotFoundError:
+                self._tmp()
+                _fill(path, data)
+        except BaseException as error:
+            if isinstance(error, OSError) and not error.filename:  # a full disk does not say which
+                error.filename = path
             Path(path).unlink(missing_ok=True)
             raise
         return path
@@ -150,6 +151,15 @@ class Folder:
         folder = self.root / "tmp"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _fill(path: str, data: bytes | Path) -> None:
+    if isinstance(data, Path):
+        shutil.copyfile(data, path)
+        os.chmod(path, 0o444)
+    else:
+        with open(path, "xb", opener=_read_only) as file:
+            file.write(data)
 
 
 def _read_only(path: str, flags: int) -> int:

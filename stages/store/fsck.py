@@ -66,7 +66,7 @@ class Repaired:
 def check(store: Store, live: Live, watch: Watch = lambda blobs, total: blobs) -> Findings:
     """Reads all of the shared store. `live` is needed beside what the store's own actions name.
 
-    watch(blobs, how many) passes the blobs on, as they are asked for.
+    watch(what, how many) passes blobs or action documents on, as they are asked for.
     """
     found, entries, sizes = Findings({}), Names(), {}
     for name in store.shared.names("ac/"):  # before the blobs: what is committed meanwhile has them
@@ -83,7 +83,7 @@ def check(store: Store, live: Live, watch: Watch = lambda blobs, total: blobs) -
             found.damaged.add(digest)
         elif digest in results:
             outputs[digest] = b"".join(sorted(outputs_of(json.loads(data))))
-    inputs = _check_actions(store, found)
+    inputs = _check_actions(store, found, watch)
     found.num |= {"blobs": len(sizes), "bytes": sum(sizes.values()), "results": len(entries), "pages": len(pages)}
 
     def is_lost(digest: bytes) -> bool:
@@ -187,11 +187,11 @@ def _by_digest(store: Store, found: Findings, folder: str, suffix: str) -> dict[
     return names
 
 
-def _check_actions(store: Store, found: Findings) -> set[bytes]:
+def _check_actions(store: Store, found: Findings, watch: Watch) -> set[bytes]:
     """Digests that whole action documents name as inputs; notes the others."""
     inputs, names = set(), _by_digest(store, found, "actions/", ".json")
     found.num["actions"] = len(names)
-    for key, right, data in _read(store, names, names.keys(), names.get):
+    for key, right, data in _read(store, watch(names, len(names)), names.keys(), names.get):
         if right:
             inputs.update(bytes.fromhex(digest) for digest in json.loads(data)["inputs"].values())
         else:

@@ -10,7 +10,7 @@ Dead is an action whose result no root names, that is older than the grace perio
 it was doomed (`rescue`); and a blob that no root and no action names, as old. An action goes before its blobs, and a
 blob stays while an action that stays names it: a kill between any two deletions leaves blobs too many, never too few.
 Ages are taken by the place's own clock. Files that a run put in as they lay in its checkout are no roots: DVC keeps
-them, and each plan puts them in again. Records (actions/, runs/) stay.
+them, and each run that reads them puts them in again. Records (actions/, runs/) stay.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class Objects(Protocol):
     def download(self, name: str, path: Path) -> str | None:
         """sha256 of what was written to `path`; None where the object is not there."""
 
-    def write(self, name: str, data: bytes | Path) -> None:
-        """Keeps bytes, or a copy of a file, instead of what was there."""
+    def write(self, name: str, data: bytes | Path, sha256: str | None = None) -> None:
+        """Keeps bytes, or a copy of a file, instead of what was there; sha256 is the data's, where it is known."""
 
     def create(self, name: str, data: bytes) -> bool:
         """Keeps bytes only where nothing is there; False where something is. Of racing writers one wins."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
+from stages.lib import sidefiles
 from stages.lib.digests import canonical, digest_bytes, digest_file
 from stages.lib.errors import ConfigError, RemoteError
 from stages.lib.recordings import Recording
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from stages.store.bucket import Bucket, Described
 
 BAG_SUFFIXES = (".bag", ".mcap", ".db3")
-WHOLE_SUFFIXES = {".bag", ".db3", ".zstd"}
+WHOLE_SUFFIXES = {".bag", ".db3", ".zstd", *sidefiles.SUFFIXES}
 REMEMBERED = ".roadmill/hashes.jsonl"
 SCRATCH = ".roadmill/recordings"
 LOST_AND_FOUND = "lost+found"  # the file system's own
@@ -206,7 +207,8 @@ def look(where: str, open_at: Callable[[str], Source]) -> tuple[Source, dict[str
 
 
 def discover(files: Mapping[str, int], source: Source) -> dict[str, dict[str, int]]:
-    """Recording -> its files with their bytes: folders with a rosbag2 metadata.yaml, else single bag files.
+    """Recording -> its files with their bytes: folders of videos with their stamps and all below them, folders with a
+    rosbag2 metadata.yaml, else single bag files.
 
     The source itself is called `.`, where it is such a folder.
     """
@@ -215,6 +217,8 @@ def discover(files: Mapping[str, int], source: Source) -> dict[str, dict[str, in
     with ThreadPoolExecutor(source.at_once) as pool:
         folders = {PurePosixPath(name).parent for name, text in zip(metadata, pool.map(source.read, metadata))
                    if text and b"rosbag2_bagfile_information" in text[:4096]}
+    drives = {PurePosixPath(name).parent for name in files if sidefiles.stamps_names(name) & files.keys()}
+    folders = {folder for folder in drives | folders if not drives.intersection(folder.parents)}
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for name, size in files.items():
         owners = folders.intersection(PurePosixPath(name).parents)
@@ -262,5 +266,5 @@ def _want_readable(error: OSError) -> None:
 
 
 def _no_recordings(where: str) -> str:
-    return (f"{where} holds no recordings: no rosbag2 folder and no file ending in {', '.join(BAG_SUFFIXES)}\n"
-            "  check the path given to `roadmill scan`")
+    return (f"{where} holds no recordings: no rosbag2 folder, no folder of videos with their stamps and no file "
+            f"ending in {', '.join(BAG_SUFFIXES)}\n  check the path given to `roadmill scan`")

@@ -18,10 +18,12 @@ Every read verifies: a blob that is gone or damaged is fetched, else made again 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -41,7 +43,9 @@ from stages.store.objects import Objects
 
 SINGLE_BYTES = 8 * 2**20  # blobs up to this size are put with one request, if absent
 PAGE_DOCUMENTS = 20_000
-PAGE_MIN_DOCUMENTS = 1_000  # fewer are read one by one
+PAGE_MIN_DOCUMENTS = 1_000  # fewer get no page
+PAGES_SOUGHT = 100  # fewer are read one by one
+LISTED_AT_ONCE = 1_000
 THREADS = 16  # requests at once
 BATCH = 1_000  # requests under way or waiting
 FRESH_S = 3600.0  # a blob that is put again is written again when it is older: collections spare what is young
@@ -113,6 +117,13 @@ class Store:
                                    "  `dvc repro` makes what this checkout needs")
         return found
 
+    def hold(self, digest: str, folder: Path) -> Path:
+        """The same; the cache keeps the blob as long as `folder` is there, a scratch folder of this store."""
+        path = self.need(digest)
+        if self.shared is not self.local and not (folder / digest).exists():
+            os.link(path, folder / digest)
+        return path
+
     def keeps(self, digest: str, num_bytes: int) -> bool:
         """Whether the blob is where it is kept for good: of a folder, whole; of a bucket, in its size (one request)."""
         if self.shared is self.local:
@@ -136,10 +147,17 @@ class Store:
                 continue
             other = entries.setdefault(key, result)
             if other != result:
-                print(f"{generation}: action {key} gave two results, {other} and {result}: the operation is not "
-                      "deterministic; the smaller digest counts", file=sys.stderr)
-                entries[key] = min(other, result)
+                entries[key] = _smaller(generation, key, other, result)
         return entries
+
+    def done_of(self, actions: Collection[Action], among: int) -> dict[str, str]:
+        """The same of these actions alone, in as few requests: each costs one, or all one for 1,000 of the generation,
+        of which there are `among`."""
+        if len(actions) * LISTED_AT_ONCE >= among:
+            return self.done(next(iter(actions)).generation) if actions else {}
+        found = zip(actions, self._map(self.results, actions))
+        return {one.key: functools.reduce(functools.partial(_smaller, one.generation, one.key), sorted(results))
+                for one, results in found if results}
 
     def documents(self, generation: str, results: Collection[str]) -> dict[str, bytes]:
         """result digest -> result document (canonical JSON) of those that the store has, whole."""
@@ -148,26 +166,18 @@ class Store:
     def each_document(self, generation: str, results: Collection[str]) -> Iterator[tuple[str, bytes]]:
         """The same one by one, where they may be too many to hold."""
         left = set(results)
-        if len(left) >= PAGE_MIN_DOCUMENTS:
-            for page in self._pages(generation):
-                for digest, line in page:
-                    if digest in left:
-                        left.remove(digest)
-                        yield digest, line
-        for digest, path in zip(alone := sorted(left), self.find_all(alone)):
-            if path is not None:
-                yield digest, path.read_bytes()
+        for digest, document in self._paged(generation, results):
+            left.remove(digest)
+            yield digest, document
+        yield from self._alone(left)
 
     def keep_pages(self, generation: str, documents: Mapping[str, bytes]) -> None:
         """Writes pages of those of the documents that no page has, where they are many."""
         if len(documents) < PAGE_MIN_DOCUMENTS:
             return
-        known = {digest for page in self._pages(generation) for digest, _ in page}
-        left = [documents[digest] for digest in sorted(documents.keys() - known)]
-        if len(left) < PAGE_MIN_DOCUMENTS:
-            return
-        for first in range(0, len(left), PAGE_DOCUMENTS):
-            page = self.put_bytes(b"\n".join(left[first:first + PAGE_DOCUMENTS]))
+        left = sorted(documents.keys() - {digest for digest, _ in self._paged(generation, documents)})
+        for first in range(0, len(left) if len(left) >= PAGE_MIN_DOCUMENTS else 0, PAGE_DOCUMENTS):
+            page = self.put_bytes(b"\n".join(documents[digest] for digest in left[first:first + PAGE_DOCUMENTS]))
             self.shared.create(f"pages/{generation}/{page.digest}", b"")
 
     def result(self, result_digest: str) -> dict[str, Any] | None:
@@ -246,17 +256,17 @@ class Store:
             self._make_room(num_bytes)
             write(name)
         if self.shared is not self.local and digest not in self._put:
-            self._share(name, num_bytes)
+            self._share(name, digest, num_bytes)
             self._put.add(digest)
         return Blob(digest, num_bytes)
 
-    def _share(self, name: str, num_bytes: int) -> None:
+    def _share(self, name: str, digest: str, num_bytes: int) -> None:
         """Puts a blob of the folder into the bucket, where that has it not, or only an old one."""
         path = self.local.path(name)
         if num_bytes <= SINGLE_BYTES and self.shared.create(name, path.read_bytes()):
             return
         if self.shared.size(name) != num_bytes or all(_is_old(one.modified_s) for one in self.shared.list(name)):
-            self.shared.write(name, path)
+            self.shared.write(name, path, sha256=digest)
 
     def _whole(self, digest: str) -> Path | None:
         """The local blob's path if its bytes are right; a damaged one is said and removed."""
@@ -279,7 +289,7 @@ class Store:
 
     def _fetched(self, digest: str) -> Path | None:
         """The blob brought from the bucket to the folder; one that is damaged there is said and removed."""
-        name = blob_name(digest)
+        name, came = blob_name(digest), []
         with self.scratch() as folder:
             path = folder / digest
             for _ in range(2):  # what the way spoilt comes right the second time
@@ -290,6 +300,11 @@ class Store:
                     self._make_room(path.stat().st_size)
                     self.local.move(path, name)
                     return self._whole(digest)
+                came.append(got)
+        if came[0] != came[1]:
+            raise RemoteError(f"{self.shared.where}/{name} came as {came[0][:12]}… and then as {came[1][:12]}…: this "
+                              "machine or its way to the bucket changes bytes; nothing was removed\n"
+                              "  `roadmill store fsck` on another machine says whether the bucket is whole")
         print(f"{self.shared.where}/{name}: damaged, its bytes are {got[:12]}…; removed, will be made again",
               file=sys.stderr)
         self.shared.delete([name])
@@ -297,7 +312,8 @@ class Store:
         return None
 
     def _make_room(self, num_bytes: int) -> None:
-        """Removes the least recently used blobs from the cache where these bytes may bring it over its limit."""
+        """Removes the least recently used blobs from the cache where these bytes may bring it over its limit, or over
+        what the disk has for it."""
         if self.cache_bytes == float("inf"):
             return
         with self._lock:
@@ -306,19 +322,35 @@ class Store:
                 return
             used = sorted((stat.st_atime, stat.st_size, path) for path in self.local.root.glob("cas/??/*")
                           if (stat := _stat(path)))
-            total = sum(size for _, size, _ in used) + num_bytes
+            total = sum(size for _, size, _ in used)
+            self.local.root.mkdir(parents=True, exist_ok=True)
+            limit_bytes = min(self.cache_bytes, total + shutil.disk_usage(self.local.root).free)
+            total += num_bytes
             for used_s, size, path in used:
-                if total <= (1 - SLACK) * self.cache_bytes or used_s > time.time() - KEEP_S:
+                if total <= (1 - SLACK) * limit_bytes or used_s > time.time() - KEEP_S:
                     break
-                path.unlink(missing_ok=True)
-                total -= size
-            self._cache["left"] = SLACK * self.cache_bytes
+                now = _stat(path)
+                if now and (now.st_atime, now.st_nlink) == (used_s, 1):  # of more links, it is held
+                    path.unlink(missing_ok=True)
+                    total -= size
+            self._cache["left"] = SLACK * limit_bytes
 
-    def _pages(self, generation: str) -> Iterator[Iterator[tuple[str, bytes]]]:
+    def _paged(self, generation: str, results: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """Digest and document of those of the results that pages have, each once."""
+        left = set(results)
+        if len(left) < PAGES_SOUGHT:
+            return
         for name in sorted(self.shared.names(f"pages/{generation}/")):
-            path = self.find(name.rpartition("/")[2])
+            if left and (path := self.find(name.rpartition("/")[2])) is not None:
+                for line in path.read_bytes().split(b"\n"):
+                    if (digest := digest_bytes(line)) in left:
+                        left.remove(digest)
+                        yield digest, line
+
+    def _alone(self, results: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        for digest, path in zip(ordered := sorted(results), self.find_all(ordered)):
             if path is not None:
-                yield ((digest_bytes(line), line) for line in path.read_bytes().split(b"\n"))
+                yield digest, path.read_bytes()
 
     def _map(self, call: Callable[[str], Any], names: Iterable[str]) -> Iterator[Any]:
         return map(call, names) if self.shared is self.local else concurrently(call, names)
@@ -338,6 +370,12 @@ def blob_name(digest: str) -> str:
         raise ConfigError(f"{digest[:80]!r} is not the sha256 of a blob: the manifest that names it is damaged\n"
                           "  `dvc checkout` restores it, `dvc repro` makes it again")
     return f"cas/{digest[:2]}/{digest}"
+
+
+def _smaller(generation: str, key: str, one: str, other: str) -> str:
+    print(f"{generation}: action {key} gave two results, {one} and {other}: the operation is not deterministic; "
+          "the smaller digest counts", file=sys.stderr)
+    return min(one, other)
 
 
 def _entry(action: Action) -> str:

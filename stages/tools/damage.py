@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import functools
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from stages.harness import ITEM_STAGES, Harness
 from stages.lib.digests import canonical, digest_bytes
-from stages.runners.run import Progress
+from stages.runners.run import watched
 from stages.store import fsck
 from stages.store.fsck import Findings
 from stages.store.gc import Live
@@ -26,7 +27,7 @@ def examine(root: Path, repair: bool) -> tuple[list[str], bool]:
     live = Live()
     for row in (row for found in rows.values() for row in found):
         live.add(row)
-    found = fsck.check(harness.store, live, _watched)
+    found = fsck.check(harness.store, live, functools.partial(watched, "fsck"))
     owners = {bytes.fromhex(digest): f"{stage} {row['name']}" for stage in ITEM_STAGES for row in rows[stage]
               for digest, _ in row["outputs"].values() if bytes.fromhex(digest) in found.lost}
     lines = _say(harness.store, found, owners)
@@ -58,13 +59,6 @@ def _say(store: Store, found: Findings, owners: dict[bytes, str]) -> list[str]:
         lines.append(f"{found.num_orphans} blobs, {found.orphan_bytes / 2**30:.3f} GiB, are nobody's: "
                      "`roadmill store gc` takes them when they are old")
     return [*lines, "all whole"] if found.is_clean else lines
-
-
-def _watched(blobs: Iterable[bytes], total: int) -> Iterator[bytes]:
-    with Progress("fsck", total, 0) as progress:
-        for blob in blobs:
-            yield blob
-            progress.advance()
 
 
 def _documents(root: Path, lost: Collection[bytes]) -> dict[bytes, bytes]:

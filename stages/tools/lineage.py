@@ -53,8 +53,10 @@ def lineage(root: Path, asked: str) -> Document:
     known = question.known
     if found is None:
         unseen = question.unseen(asked)
+        what = ("its bytes are of no recording, stage or export" if Path(asked).exists() else
+                "no file here, and no token, digest or name")
         raise ConfigError(
-            f"{asked}: no file here, and no token, digest or name in the working tree or in the {len(known.trees)} "
+            f"{asked}: {what} in the working tree or in the {len(known.trees)} "
             f"states of the data that {len(known.commits)} refs and commits name{near_miss(asked, question.names)}\n"
             + (f"  this does not say that it was never used, {unseen}" if unseen else
                "  `roadmill lineage` takes a file, a token, a sha256, a scene or a drive"))

@@ -32,10 +32,10 @@ def live(clones: Iterable[Path]) -> Live:
                 if "outputs" in row:
                     found.add(row)
     if lost:
-        options = "--all-branches --all-tags --all-experiments"
         raise ConfigError(f"{len(lost)} manifests that git names can't be read, so what they need is not known: "
-                          f"{_some(lost)}\n  `dvc fetch {options}` brings them, after `dvc push {options}` where they "
-                          "were made; or delete what names them")
+                          f"{_some(lost)}\n  `dvc fetch --all-commits` and `dvc exp pull origin NAME` bring them, "
+                          "after `dvc push --all-commits` and `dvc exp push origin NAME` where they were made; or "
+                          "delete what names them")
     return found
 
 

@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import track
-
 from stages.lib import recordings, site
 from stages.lib.errors import ConfigError
 from stages.lib.recordings import Recording
+from stages.runners.run import watched
 from stages.store.sources import Hashes, Source, describe, look, open_source
 from stages.tools import config
 from stages.tools.programs import say
@@ -48,7 +47,7 @@ def scan(root: Path, where: str | Path, rig: str) -> Scanned:
     before = {one.name: one for one in recordings.read_listing(listing)} if listing.exists() else {}
     with ThreadPoolExecutor(source.at_once) as pool:
         described = pool.map(lambda one: describe(source, one, files[one], rig), files)
-        found = list(track(described, total=len(files), description="hashing", transient=True))
+        found = list(watched("scan", described, len(files)))
     now = {one.name: one for one in found}
     _want_own_name(root, name, source.where, set(now) & set(before))
     _want_no_twins(listing, source.where, found)

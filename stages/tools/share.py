@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import track
-
 from stages.harness import DATA_FOLDERS, ITEM_STAGES, MANIFEST, Harness
 from stages.lib import site, tables
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import ConfigError, RemoteError
 from stages.lib.site import BucketStore
 from stages.lib.stage import Blob
+from stages.runners.run import watched
 from stages.store.action import Action
 from stages.store.places import open_store
 from stages.store.store import Store, blob_name, concurrently
@@ -71,11 +70,12 @@ def fetch(root: Path, splits: Sequence[str], scenes: Sequence[str]) -> Moved:
                           "  raise cache_gib in conf/store, or fetch less: --split, --scene")
     there = {digest for digest in wanted if harness.store.local.size(blob_name(digest)) is not None}
     order = sorted(wanted)
-    lost = [digest for digest, path in zip(order, track(harness.store.find_all(order), "fetching", len(order),
-                                                        transient=True)) if path is None]
+    found = watched("fetch", harness.store.find_all(order), len(order))
+    lost = [digest for digest, path in zip(order, found) if path is None]
     for digest in lost:
         harness.store.need(digest)
-    return Moved(len(wanted - there), len(there), sum(packs.get(digest, 0) for digest in wanted - there))
+    num_bytes = sum(harness.store.local.size(blob_name(digest)) or 0 for digest in wanted - there)
+    return Moved(len(wanted - there), len(there), num_bytes)
 
 
 def copy(root: Path, source_name: str, target_name: str, ref: str) -> Moved:
@@ -86,8 +86,7 @@ def copy(root: Path, source_name: str, target_name: str, ref: str) -> Moved:
     """
     source, target = (open_store(site.read_store(root, name), root) for name in (source_name, target_name))
     rows = [(stage, row) for stage, found in _manifests(root, ref) for row in found if "outputs" in row]
-    copied = list(track(concurrently(lambda one: _copy_result(source, target, *one), rows), "copying", len(rows),
-                        transient=True))
+    copied = list(watched("copy", concurrently(lambda one: _copy_result(source, target, *one), rows), len(rows)))
     pages: dict[str, dict[str, bytes]] = defaultdict(dict)
     for one in filter(None, copied):
         for generation in one.generations:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.harness import Harness
-from stages.lib.errors import ConfigError
+from stages.lib.errors import RoadmillError
+from stages.runners.run import told
 from stages.store.names import outputs_of, parse_action, parse_blob, result_digest
 from stages.store.store import Store
 from stages.tools import collect, history, roots
@@ -39,8 +40,8 @@ def stats(root: Path, clones: Sequence[Path], grace_days: float) -> list[str]:
     sizes = {digest: one.bytes for one in store.shared.list("cas/") if (digest := parse_blob(one.name))}
     try:
         found, refused = collect.look(store, clones, grace_days), ""
-    except ConfigError as error:
-        found, refused = None, str(error)
+    except RoadmillError as error:
+        found, refused = None, told(error)
     freed = Counter()
     for (_, op), count in found.tally.items() if found else ():
         freed[op] += count["bytes"]

@@ -61,9 +61,10 @@ def pin(stage: str, digest: Annotated[str | None, typer.Argument(help="of the co
 @store_app.command()
 def unpin(stage: str) -> None:
     """Take the code of a stage as it is again."""
+    from stages.harness import known_stage
     from stages.tools import config
 
-    root = checkout()
+    root, stage = checkout(), known_stage(stage)
     pins = config.cache(root)["code_pins"]
     config.set_cache(root, "code_pins", {name: digest for name, digest in pins.items() if name != stage})
     typer.echo(f"{stage} is {'no longer' if stage in pins else 'not'} pinned")

@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.harness import ITEM_STAGES, STAGES, Harness, Planned, known_stage
 from stages.lib import knobs
+from stages.lib.digests import canonical
 from stages.lib.errors import ConfigError
 from stages.lib.knobs import near_miss
 from stages.runners.run import told
@@ -118,7 +119,7 @@ def explain(root: Path, name: str) -> list[str]:
 
 
 def _differences(harness: Harness, planned: Planned) -> list[str]:
-    last, now = _last(harness, planned), planned.action.document
+    last, now = _last(harness, planned), json.loads(canonical(planned.action.document))
     if last is None:
         return ["never made in this store"]
     if last == now:
