@@ -72,12 +72,13 @@ def test_a_resized_image_shows_a_point_where_the_scaled_k_projects_it():
     assert np.abs(find(saved, expected, reach=5) - expected).max() < 0.05
 
 
-@pytest.mark.parametrize("width_px", [240, 160, 100, 64], ids=["straight", "half", "half, then straight", "by areas"])
+@pytest.mark.parametrize("width_px", [240, 160, 100, 80, 64], ids=[
+    "straight", "half", "half, then straight", "half, then by areas", "by areas"])
 def test_an_undistorted_image_of_any_smaller_width_shows_a_point_where_its_k_projects_it(width_px):
     xyz = points_seen_at(UV)
     raw_uv, _ = cameras.project(xyz, K, LENSES["plumb_bob"], "plumb_bob")
     rectifier = Rectifier(camera(), undistort=True, width_max_px=width_px)
-    assert rectifier.halves == (width_px <= 160)
+    assert rectifier.halves == (80 <= width_px <= 160)
     jpeg = images.encode_jpeg(dots(raw_uv), 98)
     expected, _ = cameras.project(xyz, rectifier.K)
     for saved in (rectifier.apply(images.decode(jpeg, halved=rectifier.halves), rectifier.halves),

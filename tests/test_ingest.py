@@ -231,11 +231,11 @@ def test_a_camera_that_was_never_calibrated_or_has_another_size_is_an_error(go):
     for _, message in what["/cam_info"]:
         message.k = np.array([30.0, 0, 16, 0, 30, 10, 0, 0, 0])
     with pytest.raises(DataError, match=r"CAM_FRONT .*no calibration: fx 30, fy 30, third row of K 0 0 0"):
-        go(what)
+        go(what, name="flat")
     for _, message in what["/cam_info"]:
         message.k, message.d = np.array([30.0, 0, 16, 0, 30, 10, 0, 0, 1]), np.array([0, np.inf, 0, 0, 0])
     with pytest.raises(DataError, match=r"CAM_FRONT .*no calibration: distortion 0 inf 0 0 0"):
-        go(what)
+        go(what, name="bent")
     what = stream()
     what["/cam"] = [(at, tinybags.image(at, size_px=(64, 40))) for at, _ in what["/cam"]]
     with pytest.raises(DataError, match="its images are 64x40, its CameraInfo is for 32x20"):

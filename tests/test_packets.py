@@ -110,6 +110,13 @@ def test_packets_of_a_model_that_is_not_known_are_refused_by_name(model, said):
         packets.decode(scan_of(one_return(0, 10.0, 1, model=model)), T0_US)
 
 
+def test_packets_of_another_size_are_refused():
+    """By Velodyne's own definition there are none; a recording may bring another."""
+    whole = one_return(0, 10.0, 1)
+    with pytest.raises(DataError, match="a packet of 600 bytes, Velodyne's have 1206"):
+        packets.decode(scan_of(whole, whole[:600]), T0_US)
+
+
 def test_packets_of_two_models_in_one_scan_are_refused():
     with pytest.raises(DataError, match="Expected model ID <34> in packet, got <40>"):
         packets.decode(scan_of(one_return(0, 10.0, 1), one_return(0, 10.0, 1, model=0x28)), T0_US)

@@ -41,7 +41,8 @@ class Rectifier:
 
     K (3, 3) [px], D (n,) of the saved image (empty: no distortion left), width_px, height_px
     changes  False where every saved image equals the recorded one
-    halves   whether the saved image needs no more than a recorded one decoded to half its size
+    halves   whether the saved image is made of a recorded one decoded to half its size: where it is half to a quarter
+             as large; smaller ones would lose by it
 
     undistort  takes the lens distortion out, keeping K
     width_max_px  wider images are scaled down to this width, the height in proportion and K with them; None: never
@@ -58,7 +59,7 @@ class Rectifier:
         self.D = camera.D.copy() if is_distorted and not undistort else np.zeros(0)
         self.K = scaled(camera.K, self.width_px / camera.width_px, self.height_px / camera.height_px)
         self.changes = self._undistorts or self.width_px != camera.width_px
-        self.halves = all(whole % 2 == 0 and saved <= whole // 2 for whole, saved in (
+        self.halves = all(whole % 2 == 0 and 2 * saved <= whole <= 4 * saved for whole, saved in (
             (camera.width_px, self.width_px), (camera.height_px, self.height_px)))
         self._source_px = (camera.width_px // 2, camera.height_px // 2) if self.halves else (
             camera.width_px, camera.height_px)

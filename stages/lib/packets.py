@@ -113,6 +113,9 @@ def decode(scan: Any, header_us: int) -> Cloud:
     """
     if not scan.packets:
         return Cloud(np.zeros((0, 5), np.float32), None, ("time",), 0)
+    sizes = {packet.data.size for packet in scan.packets} - {PACKET_BYTES}
+    if sizes:
+        raise DataError(f"a packet of {min(sizes)} bytes, Velodyne's have {PACKET_BYTES}")
     sensor_us = _sensor_us(np.stack([packet.data for packet in scan.packets]))
     since_first_us = (sensor_us - sensor_us[0] + HOUR_US // 2) % HOUR_US - HOUR_US // 2
     rows = _decoded(scan.packets, since_first_us)

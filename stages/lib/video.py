@@ -167,14 +167,15 @@ class Film:
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         try:
             options = {} if self._raw else {"ignore_editlist": "1"}
-            with av.open(str(self._path), format=self._raw, options=options, metadata_errors="replace") as container:
+            with av.open(str(self._path), format=self._raw, options=options,
+                         metadata_errors="replace") as container:
                 videos = container.streams.video
                 codecs = [one.codec_context.name if one.codec_context else "an unknown codec" for one in videos]
                 stream = next((one for one, codec in zip(videos, codecs) if codec in DECODERS), None)
                 if stream is None:
-                    raise DataError(f"{self._name}: has no stream of H.264 or H.265 video, but "
-                                    f"{', '.join(codecs) or 'no video at all'}\n  write it anew: `ffmpeg -i IN -c:v libx264 "
-                                    "OUT.mp4`")
+                    found = ", ".join(codecs) or "no video at all"
+                    raise DataError(f"{self._name}: has no stream of H.264 or H.265 video, but {found}\n"
+                                    "  write it anew: `ffmpeg -i IN -c:v libx264 OUT.mp4`")
                 yield container, stream
         except av.error.FFmpegError as error:
             if error.errno in MACHINE_ERRORS:  # libav says so of many damaged files too
