@@ -40,7 +40,7 @@ class Knobs:
     standing: Standing = knob("points to standing things")
     tracking: Tracking = knob("clusters to tracks")
     motion: Motion = knob("which tracks move")
-    categories: dict[str, Category] = knob("category -> what it may measure; the first that fits is taken")
+    categories: tuple[Category, ...] = knob("what a box may be, by its measures; the first that fits is taken")
     min_score: float = knob("tracks of a lower score give no boxes", low=0, high=1)
     min_points: int = knob("boxes with fewer points of their key frame are dropped", low=1)
     num_pictures: int = knob("scenes shown in the report", low=0, in_key=False)
@@ -126,7 +126,7 @@ def label(cfg: Knobs, raw: pl.DataFrame, sample: pl.DataFrame, key_frames: Mappi
 
 def collect(cfg: Knobs, results: list[Result], out: Out) -> Summary:
     """scenes.parquet SCENES with one count per category, and report.html with the scenes of most boxes."""
-    categories = sorted(cfg.categories)
+    categories = sorted(kind.name for kind in cfg.categories)
     rows = [{**{name: result.facts.get(name) for name in SCENES}, "scene_name": result.name,
              **{f"num_{c}": result.facts["num_boxes_by_category"].get(c, 0) for c in categories}} for result in results]
     scenes = tables.frame(rows, SCENES | {f"num_{c}": pl.Int64 for c in categories})

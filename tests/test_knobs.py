@@ -52,3 +52,13 @@ def test_a_wrong_knob_says_what_was_expected(change, text):
     with pytest.raises(ConfigError) as error:
         knobs.load(Knobs, {**GOOD, **change}, "sample")
     assert str(error.value) == text
+
+
+def test_the_order_of_a_mapping_changes_nothing():
+    """Neither DVC nor an action's key sees it."""
+    @dataclass(frozen=True)
+    class Ranges:
+        range_m: dict[str, float] = knob("by class")
+
+    one, other = ({"range_m": dict(pairs)} for pairs in ([("b", 2.0), ("a", 1.0)], [("a", 1.0), ("b", 2.0)]))
+    assert list(knobs.load(Ranges, one, "x").range_m) == list(knobs.load(Ranges, other, "x").range_m) == ["a", "b"]

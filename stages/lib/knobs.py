@@ -93,7 +93,8 @@ def _convert(hint: Any, value: Any, where: str, meta: Mapping[str, Any]) -> Any:
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_convert(kind, v, f"{where}[{i}]", meta) for i, (kind, v) in enumerate(zip(kinds, value)))
     if origin is dict and isinstance(value, Mapping):
-        return {str(k): _convert(args[1], v, f"{where}.{k}", meta) for k, v in value.items()}
+        # sorted: neither DVC nor an action's key sees the order of a mapping, so no result may hang on it
+        return {str(k): _convert(args[1], v, f"{where}.{k}", meta) for k, v in sorted(value.items(), key=str)}
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

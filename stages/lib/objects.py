@@ -6,7 +6,7 @@ what no sweep showed of it lies away from the sensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ SEEN_QUANTILE = 0.85  # of the extents seen over time: the largest ones are two 
 class Category:
     """Knobs of one category: [low, high] along its heading, across, and over the ground."""
 
+    name: str = knob("e.g. vehicle.car")
     length_m: tuple[float, float] = knob("length", above=0)
     width_m: tuple[float, float] = knob("width", above=0)
     height_m: tuple[float, float] = knob("height over the ground", above=0)
@@ -53,11 +54,11 @@ class Motion:
 
 @dataclass(frozen=True)
 class Rules:
-    """All knobs of tracks and what they may be."""
+    """All knobs of tracks and what they may be; of the categories that fit, the first is taken."""
 
     tracking: Tracking
     motion: Motion
-    categories: Mapping[str, Category]
+    categories: Sequence[Category]
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,15 @@ def recognise_moving(seen: Sightings, at_s: np.ndarray, rules: Rules) -> Track |
         middle = rotate(complete(low, high, sensor, size), yaw)
         states = _states_at(seen, middle, seen.times_s, rules)
     height_m = float(np.quantile(seen.top_m, SEEN_QUANTILE))
-    category = next((name for name, kind in rules.categories.items()
-                     if _fits(kind, size, height_m) and _shown(kind, size).max() >= MOVING_SHARE
-                     and kind.top_speed_mps[0] <= top_speed_mps <= kind.top_speed_mps[1]), None)
-    if category is None:
+    kind = next((kind for kind in rules.categories
+                 if _fits(kind, size, height_m) and _shown(kind, size).max() >= MOVING_SHARE
+                 and kind.top_speed_mps[0] <= top_speed_mps <= kind.top_speed_mps[1]), None)
+    if kind is None:
         return None
-    kind = rules.categories[category]
     full = _full_size(size, known, kind)
     middle = rotate(complete(low, high, sensor, full), yaw)
     sample = _during(seen, at_s)
-    return Track(category, np.append(full, height_m), False, _score(seen, size, kind, 1.0), sample,
+    return Track(kind.name, np.append(full, height_m), False, _score(seen, size, kind, 1.0), sample,
                  _states_at(seen, middle, at_s[sample], rules),
                  wrap_rad(np.interp(at_s[sample], seen.times_s, np.unwrap(yaw))),
                  np.interp(at_s[sample], seen.times_s, seen.ground_z_m))
@@ -161,11 +161,10 @@ def recognise_standing(seen: Sightings, at_s: np.ndarray, rules: Rules) -> Track
     edges = _extents(seen, seen.yaw_rad, np.zeros_like(seen.centre_xy))
     low, high = (_quantile(edge, seen.num_points, q) for edge, q in zip(edges, (1 - SEEN_QUANTILE, SEEN_QUANTILE)))
     size, height_m = high - low, seen.top_m.max()
-    category = next((name for name, kind in rules.categories.items() if kind.may_stand and _fits(kind, size, height_m)
-                     and (_shown(kind, size) >= STANDING_SHARES).all()), None)
-    if category is None:
+    kind = next((kind for kind in rules.categories if kind.may_stand and _fits(kind, size, height_m)
+                 and (_shown(kind, size) >= STANDING_SHARES).all()), None)
+    if kind is None:
         return None
-    kind = rules.categories[category]
     full = _full_size(size, np.array([True, True]), kind)
     sensor = np.average(rotate(seen.sensor_xy, -yaw), axis=0, weights=seen.num_points)
     middle = complete(low, high, sensor, full)
@@ -174,7 +173,7 @@ def recognise_standing(seen: Sightings, at_s: np.ndarray, rules: Rules) -> Track
     states = np.zeros((len(sample), 2, 2))
     states[:, 0] = rotate(middle, yaw)
     yaw = yaw + np.pi if upper > middle[0] else yaw
-    return Track(category, np.append(full, height_m), True, _score(seen, size, kind, STANDING_SCORE), sample, states,
+    return Track(kind.name, np.append(full, height_m), True, _score(seen, size, kind, STANDING_SCORE), sample, states,
                  np.full(len(sample), wrap_rad(yaw)), np.full(len(sample), np.median(seen.ground_z_m)))
 
 
