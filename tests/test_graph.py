@@ -126,7 +126,7 @@ def test_a_fresh_clone_runs_nothing_with_or_without_pulled_data(clone, tmp_path)
     text = run(fresh, "python", "-m", "stages", "autolabel", code=2)
     assert "autolabel: 4 of 4 items failed, the others are kept\n" in text
     assert "recording 'long/drive_0000' (" in text
-    assert "set ROADMILL_SOURCE to the folder it is relative to" in text
+    assert "set ROADMILL_SOURCE to the folder or s3://bucket/prefix it is relative to" in text
     assert "Traceback" not in text
 
 
@@ -333,7 +333,7 @@ def test_items_that_fail_hang_or_crash_are_named_and_the_others_are_kept(clone):
                      "ingest: short/drive_0003: KeyError: 'a bug'\n",
                      "ingest: 4 of 10 items failed, the others are kept\n"):
             assert line in text
-        assert text.count("Traceback (most recent call last)") == 1, "where the bug is"
+        assert sum("stages/ingest.py" in trace for trace in text.split("Traceback")[1:]) == 1, "where the bug is"
         assert work(clone, "ingest") == (cached, failing)
 
     (clone / "stages/ingest.py").write_text(healthy)
@@ -386,7 +386,7 @@ def test_settings_that_are_wrong_are_one_to_three_lines_with_exit_code_2(clone):
     says("not up to date: curate", "roadmill", "record", "later")
     params.write_text(good)
     says("'ingst' is not a stage, did you mean ingest?", "python", "-m", "stages", "ingst")
-    says("ROADMILL_STORE is 's3', but", *curate, ROADMILL_STORE="s3")
+    says("the store is called 's4' (ROADMILL_STORE), but", *curate, ROADMILL_STORE="s4")
     says("no dvc.yaml here or above", "env", "-C", "/", "roadmill", "why")
     experiment = clone / "conf/experiment/small.yaml"
     for wrong, words in (("curate: {scene_s: 0}\n", "curate.scene_s is 0"), ("a: [\n", "conf/ does not compose: "),
