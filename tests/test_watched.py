@@ -98,9 +98,13 @@ UNDECLARED = re.compile(
     r"urllib\.|requests\.|torch\.(rand|randn|randint|randperm|seed|initial_seed)$")
 
 
+# When a state is kept, and where the processes of one training meet: never what is learned, as test_checkpoints holds.
+MAY_ASK = {"stages/lib/checkpoints.py", "stages/lib/ranks.py"}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_asks_neither_environment_nor_clock_nor_chance(stage):
-    for path in code.source_files(ROOT, f"stages.{stage}"):
+    for path in sorted({*code.source_files(ROOT, f"stages.{stage}")} - MAY_ASK):
         assert not list(undeclared(ROOT / path)), path
 
 

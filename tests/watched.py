@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.lib.checkpoints import NOTHING
+
 BEGIN, END = "/watched-begin/", "/watched-end/"
 CALLS = "trace=%file,connect,bind"
 LOOKS = {"stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "mkdir"}
@@ -139,9 +141,9 @@ class Journal:
 def _wrap(journal: Journal, stage: str, module, always: list[Path]) -> None:
     run, collect = module.run, getattr(module, "collect", None)
 
-    def run_item(cfg, item, inputs, out):
+    def run_item(cfg, item, inputs, out, *kept):
         return journal.call(stage, "run", item.name, [*always, *inputs.values(), out],
-                            lambda watched: run(cfg, item, inputs, out))
+                            lambda watched: run(cfg, item, inputs, out, *[NOTHING for _ in kept]))
 
     def run_whole(cfg, inputs, out):
         folders = [upstream.folder for upstream in inputs.values()]
