@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.small_world"]
+pytest_plugins = ["tests.places", "tests.small_world"]
 
 
 @pytest.fixture(scope="session")

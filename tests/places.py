@@ -4,9 +4,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from stages.lib.digests import canonical, digest_bytes
 from stages.store.action import Action
 from stages.store.folder import Folder
+from stages.store.gc import Live
 from stages.store.store import Store
 from tests.memory import Memory
 
@@ -147,3 +150,17 @@ class ServerPlace(BucketPlace):
             self.bucket.bucket.delete([name])
         else:
             self.bucket.bucket.write(name, data)
+
+
+def live(*rows: dict) -> Live:
+    """What these rows of manifests keep alive."""
+    found = Live()
+    for row in rows:
+        found.add(row)
+    return found
+
+
+@pytest.fixture(params=PLACES)
+def place(request, tmp_path):
+    """A store in a folder, then one in a bucket."""
+    return PLACES[request.param](tmp_path / "store")

@@ -1,29 +1,15 @@
 """fsck: every damage is named, nothing is changed before a repair, and a repair ends with a store that is whole."""
 
-import pytest
 
 from stages.harness import Harness
 from stages.lib.digests import canonical, digest_bytes
 from stages.lib.errors import DataError
 from stages.store import store as module
 from stages.store.fsck import check, repair
-from stages.store.gc import Live
 from stages.store.store import blob_name
 from stages.tools import cli
 from tests.fake_clone import FakeClone
-from tests.places import PLACES, action, commit, is_whole, result_of
-
-
-@pytest.fixture(params=PLACES)
-def place(request, tmp_path):
-    return PLACES[request.param](tmp_path / "store")
-
-
-def live(*rows: dict) -> Live:
-    found = Live()
-    for row in rows:
-        found.add(row)
-    return found
+from tests.places import PLACES, action, commit, is_whole, live, result_of
 
 
 def pack(row: dict) -> str:

@@ -7,26 +7,13 @@ import pytest
 
 from stages.store import gc
 from stages.store import store as module
-from stages.store.gc import Live
-from tests.places import DAY_S, PLACES, action, commit, is_whole, result_of
+from tests.places import DAY_S, PLACES, action, commit, is_whole, live, result_of
 
 GRACE_S = 30 * DAY_S
 
 
 class KilledError(BaseException):
     """The process ends here."""
-
-
-@pytest.fixture(params=PLACES)
-def place(request, tmp_path):
-    return PLACES[request.param](tmp_path / "store")
-
-
-def live(*rows: dict) -> Live:
-    found = Live()
-    for row in rows:
-        found.add(row)
-    return found
 
 
 def collect(place, *rows: dict) -> gc.Survey:

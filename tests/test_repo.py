@@ -102,7 +102,7 @@ CHOICES = sorted(path.relative_to(ROOT / "conf") for group in (*STAGES, "experim
 def test_every_choice_of_conf_composes_and_loads(choice):
     params = yaml.safe_load(config.compose(ROOT, [f"{choice.parent}={choice.stem}"]))
     for stage in STAGES:
-        knobs.load(module_of(stage).Knobs, params[stage], stage)
+        assert knobs.load(module_of(stage).Knobs, params[stage], stage)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "rig").glob("*.yaml")))

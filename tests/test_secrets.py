@@ -121,7 +121,8 @@ def test_a_recording_that_is_not_there_is_told_without_the_link(clone):
                                    ("store", "copy", "local", LINK), ("lineage", LINK), ("fetch",)],
                          ids=lambda words: " ".join(words[:2])[:10].strip())
 def test_words_that_get_a_link_do_not_repeat_it(scanned, words):
-    typed(scanned, "roadmill", *words, ROADMILL_TRACEBACK="1", ROADMILL_STORE=LINK)
+    text = typed(scanned, "roadmill", *words, ROADMILL_TRACEBACK="1", ROADMILL_STORE=LINK)
+    assert "Traceback" in text, "it failed, and said all it may"
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 from stages.lib.digests import digest_bytes
 from stages.lib.errors import RemoteError
+from stages.lib.stage import Blob
 from stages.store import store as module
 from stages.store.action import Action
 from stages.store.folder import Folder
@@ -118,13 +119,19 @@ def test_a_cached_blob_that_is_damaged_is_fetched_again(tmp_path, bucket, capsys
     assert "damaged, 5 bytes" in capsys.readouterr().err
 
 
-def test_the_cache_keeps_within_its_limit_and_drops_the_least_recently_used(tmp_path, bucket):
-    store = machine(tmp_path, bucket, cache_bytes=1000)
+def nine_old(store: Store) -> list[Blob]:
+    """Nine blobs of 100 bytes, used longer ago than the cache must keep them, the first one the longest."""
     blobs = [store.put_bytes(b"%d" % number * 100) for number in range(9)]
     long_ago = time.time() - 2 * module.KEEP_S
     for number, blob in enumerate(blobs):
-        path = tmp_path / blob_name(blob.digest)
+        path = store.local.path(blob_name(blob.digest))
         os.utime(path, (long_ago + number, path.stat().st_mtime))
+    return blobs
+
+
+def test_the_cache_keeps_within_its_limit_and_drops_the_least_recently_used(tmp_path, bucket):
+    store = machine(tmp_path, bucket, cache_bytes=1000)
+    blobs = nine_old(store)
     store.need(blobs[0].digest)
     store.put_bytes(b"x" * 200)
     here = [(tmp_path / blob_name(blob.digest)).exists() for blob in blobs]
@@ -137,11 +144,7 @@ def test_the_cache_keeps_within_its_limit_and_drops_the_least_recently_used(tmp_
 
 def test_the_cache_leaves_room_on_a_disk_that_is_smaller_than_its_limit(tmp_path, bucket, monkeypatch):
     store = machine(tmp_path, bucket, cache_bytes=1e12)
-    blobs = [store.put_bytes(b"%d" % number * 100) for number in range(9)]
-    long_ago = time.time() - 2 * module.KEEP_S
-    for number, blob in enumerate(blobs):
-        path = tmp_path / blob_name(blob.digest)
-        os.utime(path, (long_ago + number, path.stat().st_mtime))
+    blobs = nine_old(store)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     machine(tmp_path, bucket, cache_bytes=1e12).put_bytes(b"x" * 200)
     here = [(tmp_path / blob_name(blob.digest)).exists() for blob in blobs]

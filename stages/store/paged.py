@@ -55,8 +55,8 @@ def _side_by_side(slices: list[Iterator[list[Listed]]]) -> Iterator[Listed]:
         while not stopped.is_set():
             try:
                 return ready.put(item, timeout=0.1)
-            except queue.Full:
-                pass
+            except queue.Full:  # whoever reads is slow, or has left: then `stopped` is set
+                continue
 
     def fetch(pages: Iterator[list[Listed]]) -> None:
         try:

@@ -137,8 +137,10 @@ def _copy_result(source: Store, target: Store, stage: str, row: dict) -> _Copied
     result = digest_bytes(document)
     actions = [action for known in source.history(stage, row["name"])
                if result in source.results(action := Action(**known))]
+    if not actions:
+        return None
     num_bytes = 0
-    for blob in outputs.values() if actions else ():
+    for blob in outputs.values():
         if not target.keeps(blob.digest, blob.bytes):
             path = source.find(blob.digest)
             if path is None:
@@ -148,4 +150,4 @@ def _copy_result(source: Store, target: Store, stage: str, row: dict) -> _Copied
     for action in new:
         target.commit(action, row["name"], row["facts"], outputs)
     generations = tuple(action.generation for action in actions)
-    return _Copied(document, generations, bool(new or num_bytes), num_bytes) if actions else None
+    return _Copied(document, generations, bool(new or num_bytes), num_bytes)
